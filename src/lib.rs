@@ -1,0 +1,4 @@
+pub mod machine;
+pub mod proto;
+pub mod raft;
+pub mod types;

@@ -1,0 +1,6 @@
+//! The openraft adapter.
+
+pub mod handle;
+pub mod types;
+
+pub use handle::Handle;

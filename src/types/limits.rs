@@ -1,0 +1,111 @@
+//! Every bound of the product, by name. A test hits each one and reads its named reason.
+//!
+//! The machine must not read what may change between versions: numbers that apply reads are
+//! defaults here and live in the state (`SetCluster`); those marked *fixed* are part of the
+//! machine version.
+
+/// Bytes in a queue name's part. Fixed.
+pub const MAX_NAME_BYTES: usize = 200;
+/// Bytes in a package id. Fixed.
+pub const MAX_ID_BYTES: usize = 256;
+/// Bytes in a kind, a worker's name, a session id, a content type. Fixed.
+pub const MAX_WORD_BYTES: usize = 256;
+/// Labels of a package or worker, and bytes in a key and a value. Fixed.
+pub const MAX_LABELS: usize = 64;
+pub const MAX_LABEL_KEY_BYTES: usize = 128;
+pub const MAX_LABEL_VALUE_BYTES: usize = 1024;
+/// Bytes in a failure's message or a cancel's reason; longer ones are cut. Fixed.
+pub const MAX_MESSAGE_BYTES: usize = 4096;
+/// Bytes in a failure's code; longer ones are cut. Fixed.
+pub const MAX_CODE_BYTES: usize = 256;
+/// Bytes in a checkpoint. Fixed.
+pub const MAX_CHECKPOINT_BYTES: usize = 64 * 1024;
+/// The hard upper bound of `max_payload` and `max_result`.
+pub const MAX_PAYLOAD_CEILING_BYTES: u64 = 8 << 20;
+/// Priorities are 0 to 9, 9 first. Fixed.
+pub const MAX_PRIORITY: u32 = 9;
+
+/// Packages in one submit call.
+pub const MAX_PACKAGES_A_SUBMIT: usize = 1000;
+/// Settlements (completions, failures, extensions, releases) in one message.
+pub const MAX_SETTLEMENTS_A_MESSAGE: usize = 1000;
+/// Packages that one command may change; more becomes a sweep. Fixed.
+pub const MAX_CHANGES_A_COMMAND: usize = 1000;
+/// Grants that the matching after one batch may make; more becomes match debt. Fixed.
+pub const MAX_GRANTS_A_BATCH: usize = 4096;
+/// Every so many grants of a queue the oldest head is taken, whatever its priority. Fixed.
+pub const OLDEST_EVERY: u64 = 16;
+
+/// A session's `max_in_flight`: default and ceiling.
+pub const DEFAULT_MAX_IN_FLIGHT: u32 = 64;
+pub const MAX_IN_FLIGHT_CEILING: u32 = 10_000;
+/// A session's `max_in_flight_bytes` by default.
+pub const DEFAULT_MAX_IN_FLIGHT_BYTES: u64 = 16 << 20;
+/// Queues times kinds that one subscription may name. Fixed.
+pub const MAX_LANES_A_CLASS: usize = 64;
+/// Different subscriptions at once. Fixed.
+pub const MAX_CLASSES: usize = 1000;
+/// Sessions at once, by default.
+pub const DEFAULT_MAX_SESSIONS: u32 = 10_000;
+/// Queues, by default.
+pub const DEFAULT_MAX_QUEUES: u32 = 10_000;
+/// Kinds known at once in one queue. Fixed.
+pub const MAX_KINDS_A_QUEUE: usize = 10_000;
+/// Bytes of packages held in memory, by default.
+pub const DEFAULT_MEMORY_BUDGET_BYTES: u64 = 4 << 30;
+/// Tombstones at once, by default.
+pub const DEFAULT_DEDUP_BUDGET: u64 = 20_000_000;
+
+/// A session without a stream is closed after this.
+pub const DEFAULT_SESSION_GRACE_MS: u64 = 5_000;
+/// The same after a change of leader.
+pub const DEFAULT_FAILOVER_GRACE_MS: u64 = 15_000;
+/// The state's ticks pass the last applied ones by at most this in one batch.
+pub const MAX_TICK_STEP_MS: u64 = 1_000;
+/// While timers are armed the leader proposes a tick at least so often.
+pub const TICK_EVERY_MS: u64 = 500;
+
+/// Bytes in one batch; a group closes when it is reached.
+pub const MAX_BATCH_BYTES: usize = 1 << 20;
+/// Commands in one batch.
+pub const MAX_BATCH_COMMANDS: usize = 1024;
+/// Batches proposed and not yet answered.
+pub const MAX_PROPOSALS_IN_FLIGHT: usize = 6;
+/// Commands that wait for a batch; more are answered `OVERLOADED`.
+pub const MAX_COMMANDS_WAITING: usize = 16 * 1024;
+/// Bytes of commands that wait for a batch.
+pub const MAX_BYTES_WAITING: usize = 64 << 20;
+/// A proposal without an answer is reported as unknown after this.
+pub const PROPOSAL_DEADLINE_MS: u64 = 5_000;
+
+/// One gRPC message between client and node, either way.
+pub const MAX_CLIENT_MESSAGE_BYTES: usize = 16 << 20;
+/// One gRPC message between nodes.
+pub const MAX_PEER_MESSAGE_BYTES: usize = 32 << 20;
+/// Bytes of log entries in one append.
+pub const MAX_APPEND_BYTES: u64 = 2 << 20;
+/// Bytes of package in one `Deliver`, unless it is a single one.
+pub const MAX_DELIVER_BYTES: usize = 1 << 20;
+/// Messages queued for one stream to a client; a reader that lags further is cut off.
+pub const MAX_STREAM_QUEUE: usize = 1024;
+/// Requests of one submit stream that wait for their answer.
+pub const MAX_SUBMITS_IN_FLIGHT_A_STREAM: usize = 4096;
+/// Calls that wait for a package or queue at once, on one node.
+pub const MAX_WAITERS: usize = 100_000;
+/// gRPC streams a connection.
+pub const MAX_STREAMS_A_CONNECTION: u32 = 16_384;
+/// Connections a listener.
+pub const MAX_CONNECTIONS: usize = 10_000;
+/// Batches of effects between apply and dispatch; past that dispatch rebuilds from state.
+pub const MAX_EFFECT_BATCHES: usize = 4096;
+
+/// The worker stream is silent for so long: cut off.
+pub const WORKER_SILENCE_MS: u64 = 5_000;
+/// Log bytes after which a snapshot is taken.
+pub const SNAPSHOT_EVERY_LOG_BYTES: u64 = 256 << 20;
+/// A log segment.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// Bytes of the log's tail that stay in memory.
+pub const LOG_CACHE_BYTES: usize = 48 << 20;
+/// Disk space set aside for completions and snapshots, at least.
+pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
