@@ -9,7 +9,7 @@ use crate::types::Revision;
 
 pub use crate::proto::internal::command::Op;
 pub use crate::proto::internal::{
-    Advance, Batch, Cancel, ClusterSettings, CloseSession, Command, Complete, Completion, CreateQueue, DeleteQueue,
+    Advance, Batch, Cancel, CloseSession, ClusterSettings, Command, Complete, Completion, CreateQueue, DeleteQueue,
     DetachSession, DrainSession, Extend, Extension, Fail, Failed, Fingerprint, Heard, LeaderStarted, Lease, NewPackage,
     OpenSession, PauseQueue, Purge, QueueSettings, RaiseVersion, Reclaim, Redrive, Release, Retry, SealQueue,
     SetCluster, SetCredit, Speaker, Submit, Tick, UpdateQueue,

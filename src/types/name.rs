@@ -17,7 +17,9 @@ pub enum Error {
     Empty,
     #[error("a queue name has at most {max} bytes in each part, this one has {len}", max = limits::MAX_NAME_BYTES)]
     TooLong { len: usize },
-    #[error("`{0}` is no queue name: use letters, digits, `.`, `_` and `-`, begin with a letter or digit, and at most one `/` between namespace and name")]
+    #[error(
+        "`{0}` is no queue name: use letters, digits, `.`, `_` and `-`, begin with a letter or digit, and at most one `/` between namespace and name"
+    )]
     Malformed(String),
 }
 

@@ -67,14 +67,8 @@ pub enum Cause {
 
 impl Cause {
     /// By number, lowest first.
-    pub const ALL: [Cause; 6] = [
-        Cause::Failed,
-        Cause::TimedOut,
-        Cause::WorkerLost,
-        Cause::Released,
-        Cause::Drained,
-        Cause::Reclaimed,
-    ];
+    pub const ALL: [Cause; 6] =
+        [Cause::Failed, Cause::TimedOut, Cause::WorkerLost, Cause::Released, Cause::Drained, Cause::Reclaimed];
 
     /// As in the API, the command line and metrics labels.
     pub const fn as_str(self) -> &'static str {
