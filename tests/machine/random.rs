@@ -69,6 +69,9 @@ impl Run {
             self.step(vec![Op::CreateQueue(CreateQueue { name: name.into(), settings: Some(settings(name)) })])?;
         }
         for _ in 0..steps {
+            if self.rng.random_bool(0.03) {
+                self.stage.skip();
+            }
             let ops = self.batch();
             self.step(ops)?;
             while self.stage.machine.summary().needs_advance {

@@ -13,7 +13,8 @@ const SNAPSHOTS: usize = 24;
 /// One log entry and what came of it, as text that equals only if all of it equals.
 struct Entry {
     meta: Meta,
-    batch: Vec<u8>,
+    /// None: an entry without commands (blank, membership).
+    batch: Option<Vec<u8>>,
     gave: String,
 }
 
@@ -48,7 +49,7 @@ impl Stage {
         let batch = Batch::decode(bytes.as_slice()).map_err(|e| format!("batch does not decode: {e}"))?;
         let before = self.machine.summary().revision;
         let applied = self.machine.apply(meta, &batch).map_err(|e| format!("the machine halted: {e}"))?;
-        self.log.push(Entry { meta, batch: bytes, gave: text(&applied) });
+        self.log.push(Entry { meta, batch: Some(bytes), gave: text(&applied) });
 
         let violations = self.machine.freeze().check();
         if !violations.is_empty() {
@@ -66,6 +67,13 @@ impl Stage {
         }
         self.watch_fences(&applied.effects)?;
         Ok(applied)
+    }
+
+    /// An entry without commands.
+    pub fn skip(&mut self) {
+        let meta = Meta { index: self.log.len() as u64 + 1, term: self.term };
+        self.machine.skip(meta);
+        self.log.push(Entry { meta, batch: None, gave: String::new() });
     }
 
     /// Fences grow with each batch; one that is sent again goes to the session that holds it.
@@ -147,7 +155,11 @@ impl Stage {
 }
 
 fn again(machine: &mut Machine, entry: &Entry, from: &str) -> Result<(), String> {
-    let batch = Batch::decode(entry.batch.as_slice()).map_err(|e| e.to_string())?;
+    let Some(batch) = &entry.batch else {
+        machine.skip(entry.meta);
+        return Ok(());
+    };
+    let batch = Batch::decode(batch.as_slice()).map_err(|e| e.to_string())?;
     let applied = machine.apply(entry.meta, &batch).map_err(|e| format!("{from}, index {}: {e}", entry.meta.index))?;
     let gave = text(&applied);
     if gave != entry.gave {
