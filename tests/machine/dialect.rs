@@ -517,9 +517,13 @@ impl Runner {
     }
 
     /// Workers at work, in rounds: each completes the oldest `take` of what it has in hand. One
-    /// that has `poison` in hand dies instead, silently, and comes back under a new session.
+    /// that has `poison` in hand dies instead, silently, and comes back under a new session. Without
+    /// names: all.
     fn work(&mut self, args: &mut Args) -> Result<String> {
         let mut names = args.rest();
+        if names.is_empty() {
+            names.extend(self.stage.machine.sessions(None).iter().map(|view| view.session.to_string()));
+        }
         let rounds: usize = args.number("rounds")?.unwrap_or(usize::MAX);
         let take: usize = args.number("take")?.unwrap_or(1);
         let poison = args.text("poison");

@@ -49,6 +49,8 @@ pub enum How {
     Done,
     Failed,
     Released,
+    /// Never recorded.
+    Extended,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -106,8 +108,6 @@ pub struct Model {
     finished_now: BTreeSet<Key>,
     ended_now: BTreeSet<String>,
 }
-
-const COMPLETION_COUNTS: bool = false;
 
 type Check = Result<(), String>;
 
@@ -263,13 +263,10 @@ impl Model {
                 Ok(())
             }
             Op::LeaderStarted(_) => {
-                // Whose stream broke before keeps its own grace.
-                let since = (self.ticks, self.failover_grace);
+                // Also who was away before: it could not come back while there was no leader.
                 for session in self.sessions.values_mut() {
-                    if session.detached.is_none() || session.by_failover {
-                        session.by_failover = true;
-                        session.detached = Some(since);
-                    }
+                    session.detached = Some((self.ticks, self.failover_grace));
+                    session.by_failover = true;
                 }
                 Ok(())
             }
@@ -417,7 +414,7 @@ impl Model {
         if refusal.is_empty() {
             self.unlease(key, None);
             let package = self.package(key);
-            package.attempts += u32::from(COMPLETION_COUNTS);
+            package.attempts += 1;
             package.settled = Some((fence, How::Done));
             package.suspect = false;
             self.finish(key, State::Completed);
@@ -449,9 +446,10 @@ impl Model {
     }
 
     fn extend(&mut self, session: &str, key: &Key, fence: u64, by: Option<u64>) -> Vec<&'static str> {
-        let refusal = self.without_lease(key, fence, How::Released);
+        // A lease that was completed cannot be extended, so no answer is recorded.
+        let refusal = self.without_lease(key, fence, How::Extended);
         if !refusal.is_empty() {
-            return refusal.into_iter().filter(|name| *name != "ok").collect();
+            return refusal;
         }
         if self.packages[key].holder.as_deref() != Some(session) {
             return vec!["LeaseLost"];
@@ -459,9 +457,8 @@ impl Model {
         let lease = self.lease_ms(&key.0);
         let until = self.ticks + by.unwrap_or(lease);
         let package = self.package(key);
-        if package.deadline.is_some() {
-            package.deadline = Some(until);
-        }
+        // It never shortens.
+        package.deadline = package.deadline.map(|deadline| deadline.max(until));
         vec!["ok"]
     }
 
@@ -523,6 +520,7 @@ impl Model {
     }
 
     fn retry(&mut self, key: &Key) -> &'static str {
+        let wall = self.wall;
         let Some(package) = self.packages.get_mut(key) else { return "PackageNotFound" };
         if package.gone.is_some() {
             return "AlreadyFinished";
@@ -530,23 +528,28 @@ impl Model {
         if package.state != State::Dead || package.moved {
             return "NotDead";
         }
-        package.state = State::Ready;
         package.attempts = 0;
         package.suspect = false;
+        package.state = State::Ready;
+        // Who tries again means it: a time that has passed is dropped.
+        package.expire = package.expire.filter(|at| *at > wall);
         "ok"
     }
 
     fn purge(&mut self, queue: &str, states: &[u32]) {
         let ticks = self.ticks;
-        for (key, package) in &mut self.packages {
-            let meant = if states.is_empty() {
-                package.state != State::Leased
-            } else {
-                states.contains(&(package.state as u32))
-            };
-            if key.0 == queue && package.gone.is_none() && meant {
-                package.gone = Some(ticks);
+        let meant = |(key, package): &(&Key, &Package)| {
+            let state = package.state;
+            let meant = if states.is_empty() { state != State::Leased } else { states.contains(&(state as u32)) };
+            key.0 == queue && package.gone.is_none() && meant
+        };
+        let keys: Vec<Key> = self.packages.iter().filter(meant).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            // What still waited ends first, so that whoever waits for it is told.
+            if !self.packages[&key].state.is_finished() {
+                self.finish(&key, State::Cancelled);
             }
+            self.package(&key).gone = Some(ticks);
         }
     }
 
@@ -930,11 +933,10 @@ impl Model {
         let chosen = &self.sessions[name];
         for (other_name, other) in &self.sessions {
             let same = other.queues == chosen.queues && other.kinds == chosen.kinds;
-            if !same || other.withheld != 0 || chosen.withheld != 0 || !self.eligible(other_name, key) {
+            if !same || !self.eligible(other_name, key) {
                 continue;
             }
-            let lower = (other.leases.len() as u64) * u64::from(chosen.max)
-                < (chosen.leases.len() as u64) * u64::from(other.max);
+            let lower = other.used() * u64::from(chosen.max) < chosen.used() * u64::from(other.max);
             ensure!(!lower, "{other_name} has a lower share: {other:?} against {chosen:?}");
         }
         Ok(())
@@ -1084,7 +1086,12 @@ impl Session {
         if self.draining || self.silent || self.detached.is_some() {
             return 0;
         }
-        u64::from(self.max).saturating_sub(self.leases.len() as u64 + u64::from(self.withheld))
+        u64::from(self.max).saturating_sub(self.used())
+    }
+
+    /// Credit in use: what it holds, and what it gave back since it last ended something.
+    fn used(&self) -> u64 {
+        self.leases.len() as u64 + u64::from(self.withheld)
     }
 }
 

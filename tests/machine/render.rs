@@ -22,14 +22,19 @@ impl Item {
     /// Stem and number of the id.
     fn split(&self) -> (&str, Option<u64>) {
         let digits = self.id.len() - self.id.bytes().rev().take_while(u8::is_ascii_digit).count();
-        (&self.id[..digits], self.id[digits..].parse().ok().filter(|_| !self.id[digits..].starts_with('0')))
+        (&self.id[..digits], self.id[digits..].parse::<u64>().ok().filter(|_| !self.id[digits..].starts_with('0')))
     }
 
-    fn follows(&self, before: &Item) -> bool {
+    /// Is it the next in a run that goes up (`step` 1) or down (-1)?
+    fn follows(&self, before: &Item, step: i64) -> bool {
         let ((stem, number), (before_stem, before_number)) = (self.split(), before.split());
-        let ids = stem == before_stem && number.is_some() && number == before_number.map(|n| n + 1);
-        let fences = self.fence == before.fence.map(|fence| fence + 1);
-        ids && (fences || self.fence.is_none() && before.fence.is_none()) && self.tail == before.tail
+        let ids = stem == before_stem && number.is_some() && number == before_number.and_then(|n| n.checked_add_signed(step));
+        let fences = match (self.fence, before.fence) {
+            (Some(fence), Some(before)) => before.checked_add_signed(step) == Some(fence),
+            (None, None) => true,
+            _ => false,
+        };
+        ids && fences && self.tail == before.tail
     }
 }
 
@@ -38,10 +43,14 @@ fn fold(items: &[Item]) -> String {
     let mut out = String::new();
     let mut at = 0;
     while at < items.len() {
-        let mut end = at + 1;
-        while end < items.len() && items[end].follows(&items[end - 1]) {
-            end += 1;
-        }
+        let run = |step| {
+            let mut end = at + 1;
+            while end < items.len() && items[end].follows(&items[end - 1], step) {
+                end += 1;
+            }
+            end
+        };
+        let mut end = run(1).max(run(-1));
         if end - at < 3 {
             end = at + 1;
         }

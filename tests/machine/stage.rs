@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use wharf::machine::command::{Batch, Command, Op};
 use wharf::machine::{Applied, Effect, Machine, Meta};
+use wharf::proto::internal::SnapshotRecord;
 
 /// Snapshots taken along a log when its replay is proved.
 const SNAPSHOTS: usize = 24;
@@ -51,7 +52,7 @@ impl Stage {
         let applied = self.machine.apply(meta, &batch).map_err(|e| format!("the machine halted: {e}"))?;
         self.log.push(Entry { meta, batch: Some(bytes), gave: text(&applied) });
 
-        let violations = self.machine.freeze().check();
+        let violations = self.machine.check();
         if !violations.is_empty() {
             return Err(format!("invariants broken at index {}:\n  {}", meta.index, violations.join("\n  ")));
         }
@@ -108,6 +109,37 @@ impl Stage {
         self.log.len()
     }
 
+    /// Where a replay from a snapshot parts from the one from scratch, for the report.
+    fn parting(&self, at: usize, snapshot: &[u8]) -> String {
+        let mut scratch = Machine::new();
+        for entry in &self.log[..at] {
+            if let Err(why) = again(&mut scratch, entry, "from scratch") {
+                return why;
+            }
+        }
+        let mut reader = snapshot;
+        let Ok(mut restored) = Machine::restore(&mut reader) else { return "unreadable".into() };
+        for entry in &self.log[at..] {
+            let (first, second) = (again(&mut scratch, entry, ""), again(&mut restored, entry, ""));
+            if let Err(why) = first.and(second) {
+                return why;
+            }
+            let (left, right) = (written(&scratch), written(&restored));
+            if left != right {
+                let batch = entry.batch.as_ref().map(|bytes| Batch::decode(bytes.as_slice()));
+                let (left, right) = (records(&left), records(&right));
+                let place = left.iter().zip(&right).position(|(a, b)| a != b).unwrap_or(left.len().min(right.len()));
+                return format!(
+                    "\n  they part at index {}: {batch:?}\n  scratch  {:?}\n  restored {:?}",
+                    entry.meta.index,
+                    left.get(place),
+                    right.get(place)
+                );
+            }
+        }
+        String::new()
+    }
+
     /// The law of replay: from scratch, and from snapshots at many places, the log gives the same
     /// bytes, answers and effects, so also the same next assignments.
     pub fn prove_replay(&self) -> Result<(), String> {
@@ -142,16 +174,41 @@ impl Stage {
             for entry in &self.log[at..] {
                 again(&mut machine, entry, &from)?;
             }
-            let violations = machine.freeze().check();
+            let violations = machine.check();
             if !violations.is_empty() {
                 return Err(format!("{from}: invariants broken: {}", violations.join("; ")));
             }
             if machine.freeze().hash() != end {
-                return Err(format!("{from}: the replay ends in another state"));
+                return Err(format!("{from}: the replay ends in another state{}", self.parting(at, &bytes)));
             }
         }
         Ok(())
     }
+}
+
+/// A snapshot's records as text.
+fn records(bytes: &[u8]) -> Vec<String> {
+    let mut rest = bytes;
+    let mut records = Vec::new();
+    while !rest.is_empty() {
+        match SnapshotRecord::decode_length_delimited(&mut rest) {
+            Ok(record) => records.push(format!("{record:?}")),
+            Err(error) => {
+                records.push(error.to_string());
+                break;
+            }
+        }
+    }
+    records
+}
+
+/// The state as written.
+fn written(machine: &Machine) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Err(error) = machine.freeze().write(&mut bytes) {
+        return error.to_string().into_bytes();
+    }
+    bytes
 }
 
 fn again(machine: &mut Machine, entry: &Entry, from: &str) -> Result<(), String> {
