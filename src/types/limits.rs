@@ -103,8 +103,20 @@ pub const MAX_EFFECT_BATCHES: usize = 4096;
 pub const WORKER_SILENCE_MS: u64 = 5_000;
 /// Log bytes after which a snapshot is taken.
 pub const SNAPSHOT_EVERY_LOG_BYTES: u64 = 256 << 20;
-/// A log segment.
+/// A log segment; the very first one is smaller, so that a new node starts at once.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+pub const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
+/// Bytes of appended entries that wait for the flush thread; past that `append` waits.
+pub const LOG_QUEUE_BYTES: usize = 64 << 20;
+/// Bytes in one write of the log; a longer queue takes several.
+pub const MAX_FLUSH_BYTES: usize = 8 << 20;
+/// Bytes read from a segment at once.
+pub const LOG_READ_BYTES: u64 = 1 << 20;
+/// On a full disk the log looks for room for its next segment this often.
+pub const LOG_RETRY_MS: u64 = 1_000;
+/// Snapshots kept on disk, and bytes in a frame of one.
+pub const SNAPSHOTS_KEPT: usize = 2;
+pub const SNAPSHOT_FRAME_BYTES: usize = 256 << 10;
 /// Bytes of the log's tail that stay in memory.
 pub const LOG_CACHE_BYTES: usize = 48 << 20;
 /// Disk space set aside for completions and snapshots, at least.
