@@ -15,7 +15,6 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use super::StorageProbe;
-use super::log_store::LogStore;
 use super::machine_adapter::State;
 use super::network::{Channels, Purpose};
 use super::peer_server::Raft;
@@ -114,7 +113,6 @@ pub struct Handle {
 /// What a handle reaches; put together by `raft::start`.
 pub(super) struct Inner {
     pub(super) raft: Raft,
-    pub(super) log: LogStore,
     pub(super) peers: Arc<Peers>,
     pub(super) channels: Arc<Channels>,
     pub(super) proposer: Arc<Proposer>,
@@ -315,9 +313,9 @@ impl Handle {
         let _ = self.inner.raft.shutdown().await;
     }
 
-    /// The log below, for offline and status use.
-    pub fn log(&self) -> &LogStore {
-        &self.inner.log
+    #[cfg(test)]
+    pub(super) fn inner_raft(&self) -> &Raft {
+        &self.inner.raft
     }
 }
 

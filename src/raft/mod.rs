@@ -168,7 +168,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
     };
     let maintenance = maintenance::Maintenance {
         raft: raft.clone(),
-        log: log.clone(),
+        log,
         peers: Arc::clone(&peers),
         proposer: Arc::clone(&proposer),
         stamper: Arc::clone(&stamper),
@@ -206,7 +206,6 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
     let reads = reads::Reads::spawn(raft.clone(), standing_out.clone());
     let handle = Handle::new(handle::Inner {
         raft,
-        log,
         peers,
         channels,
         proposer,

@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -23,6 +24,17 @@ use crate::proto::internal::peer_server::{Peer, PeerServer};
 use crate::types::limits;
 
 pub(super) type Raft = openraft::Raft<TypeConfig, Adapter>;
+
+/// How the peer listener's server must be set: as the clients of `network` are.
+pub fn configure(server: tonic::transport::Server) -> tonic::transport::Server {
+    server
+        .initial_stream_window_size(limits::PEER_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::PEER_CONNECTION_WINDOW_BYTES)
+        .max_frame_size(limits::PEER_FRAME_BYTES)
+        .max_concurrent_streams(limits::MAX_STREAMS_A_CONNECTION)
+        .http2_keepalive_interval(Some(Duration::from_millis(limits::PEER_KEEPALIVE_MS)))
+        .http2_keepalive_timeout(Some(Duration::from_millis(limits::PEER_KEEPALIVE_TIMEOUT_MS)))
+}
 
 /// See the module.
 pub struct Service {
