@@ -434,3 +434,118 @@ fn encode(stamper: &Stamper, group: &[Waiting]) -> Bytes {
     }
     batch.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::command::{NewPackage, Op, Submit, Tick};
+    use crate::raft::handle::Sink;
+
+    #[derive(Default)]
+    struct Answers(Mutex<Vec<Result<Outcome, ProposeError>>>);
+
+    impl Sink for Answers {
+        fn answer(&self, _: u64, result: Result<Outcome, ProposeError>) {
+            self.0.lock().push(result);
+        }
+    }
+
+    fn proposer() -> (Proposer, Arc<Answers>) {
+        let (_, standing) = watch::channel(Standing::default());
+        (Proposer::new(standing, Arc::default()), Arc::default())
+    }
+
+    fn submit(payload: usize) -> Command {
+        let package = NewPackage { payload: vec![0; payload].into(), ..NewPackage::default() };
+        Command { op: Some(Op::Submit(Submit { packages: vec![package], atomic: false })) }
+    }
+
+    fn tick() -> Command {
+        Command { op: Some(Op::Tick(Tick {})) }
+    }
+
+    fn refused(answers: &Answers) -> Vec<ProposeError> {
+        answers.0.lock().drain(..).map(|answer| answer.unwrap_err()).collect()
+    }
+
+    #[test]
+    fn what_is_not_taken_is_told_by_name() {
+        let (proposer, answers) = proposer();
+        let send = |lane, command: &Command| proposer.send(lane, command, Responder::Sink(answers.clone(), 0));
+        send(Lane::Submit, &submit(1));
+        assert_eq!(refused(&answers), [ProposeError::NotLeader { leader: None }]);
+        proposer.start(1);
+        send(Lane::Settle, &tick());
+        assert_eq!(refused(&answers), [ProposeError::NotLeader { leader: None }], "elected, but not serving yet");
+        proposer.open(1);
+        send(Lane::Submit, &submit(limits::MAX_COMMAND_BYTES));
+        assert!(matches!(refused(&answers)[..], [ProposeError::TooLarge { .. }]));
+        proposer.set_disk_full(true);
+        send(Lane::Submit, &submit(1));
+        assert_eq!(refused(&answers), [ProposeError::DiskFull]);
+        send(Lane::Settle, &tick());
+        assert_eq!(refused(&answers), [], "completions go on");
+        proposer.set_disk_full(false);
+        (0..limits::MAX_COMMANDS_WAITING / 2).for_each(|_| send(Lane::Submit, &submit(1)));
+        assert_eq!(refused(&answers), []);
+        send(Lane::Submit, &submit(1));
+        assert_eq!(refused(&answers), [ProposeError::Overloaded]);
+        send(Lane::Settle, &tick());
+        assert_eq!(refused(&answers), [], "a flood of submits leaves completions their room");
+        proposer.stop();
+        let stopped = refused(&answers);
+        assert_eq!(stopped.len(), limits::MAX_COMMANDS_WAITING / 2 + 2);
+        assert!(stopped.iter().all(|error| *error == ProposeError::ShuttingDown));
+    }
+
+    #[test]
+    fn bytes_that_wait_are_bounded() {
+        let (proposer, answers) = proposer();
+        proposer.open(1);
+        let fit = limits::MAX_BYTES_WAITING / 2 / (1 << 20);
+        (0..fit + 1).for_each(|_| {
+            proposer.send(Lane::Submit, &submit(1 << 20), Responder::Sink(answers.clone(), 0));
+        });
+        assert_eq!(refused(&answers), [ProposeError::Overloaded]);
+    }
+
+    #[test]
+    fn completions_go_first_and_hold_submits_small() {
+        let (proposer, _) = proposer();
+        proposer.open(1);
+        (0..20).for_each(|_| proposer.send(Lane::Submit, &submit(100_000), Responder::None));
+        proposer.send(Lane::Settle, &tick(), Responder::None);
+        let tick_framed = frame(&tick(), tick().encoded_len());
+        let (term, group) = proposer.take().unwrap();
+        assert_eq!(term, 1);
+        assert_eq!(group[0].framed, tick_framed);
+        assert_eq!(group.len(), 3, "submits fill a quarter while completions come in");
+        proposer.close();
+        proposer.open(2);
+        assert!(proposer.take().is_none(), "nothing of a former leadership is proposed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_stream_goes_on_when_there_is_room() {
+        let (proposer, _) = proposer();
+        let proposer = Arc::new(proposer);
+        proposer.open(1);
+        (0..limits::SUBMITS_WAITING_BEFORE_HOLD).for_each(|_| proposer.send(Lane::Submit, &submit(1), Responder::None));
+        let held = tokio::spawn({
+            let proposer = Arc::clone(&proposer);
+            async move { proposer.ready(Lane::Submit).await }
+        });
+        proposer.ready(Lane::Settle).await;
+        tokio::task::yield_now().await;
+        assert!(!held.is_finished());
+        assert_eq!(proposer.take().unwrap().1.len(), limits::MAX_BATCH_COMMANDS);
+        held.await.unwrap();
+    }
+
+    #[test]
+    fn a_batch_reads_back() {
+        let framed = [submit(3), tick()].map(|command| frame(&command, command.encoded_len()));
+        let batch = crate::machine::command::Batch::decode(framed.concat().as_slice()).unwrap();
+        assert_eq!(batch.commands, [submit(3), tick()]);
+    }
+}
