@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 
 use super::LogStore;
 use crate::raft::types::{GroupReply, TypeConfig};
+use crate::storage::disk::{Disk, RealDisk, SimDisk};
+use crate::storage::wal::{Flusher, Options, Wal};
 
 /// A state machine that knows no more than the Suite asks for: what was applied last.
 #[derive(Clone, Default)]
@@ -73,6 +75,24 @@ impl RaftStateMachine<TypeConfig> for LastApplied {
 
 struct Memory;
 
+/// Over the WAL, on a simulated or a real disk.
+struct OnDisk(Flusher);
+
+impl StoreBuilder<TypeConfig, LogStore, LastApplied, Option<tempfile::TempDir>> for OnDisk {
+    async fn build(&self) -> Result<(Option<tempfile::TempDir>, LogStore, LastApplied), StorageError<TypeConfig>> {
+        let home = (self.0 == Flusher::Thread).then(|| tempfile::tempdir().expect("a temporary directory"));
+        let disk: Arc<dyn Disk> = match home {
+            Some(_) => Arc::new(RealDisk),
+            None => Arc::new(SimDisk::new()),
+        };
+        let dir = home.as_ref().map_or("/log".into(), |home| home.path().join("log"));
+        let options = Options { flusher: self.0, segment_bytes: 4096, first_segment_bytes: 1024, cache_bytes: 300 };
+        Wal::create(&*disk, &dir, 1, &options).expect("created");
+        let log = Wal::open(disk, &dir, 1, options).expect("opened");
+        Ok((home, LogStore::new(Arc::new(log)), LastApplied::default()))
+    }
+}
+
 impl StoreBuilder<TypeConfig, LogStore, LastApplied> for Memory {
     async fn build(&self) -> Result<((), LogStore, LastApplied), StorageError<TypeConfig>> {
         Ok(((), LogStore::memory(), LastApplied::default()))
@@ -82,4 +102,25 @@ impl StoreBuilder<TypeConfig, LogStore, LastApplied> for Memory {
 #[tokio::test(start_paused = true)]
 async fn the_memory_twin_passes_the_suite() {
     Suite::test_all(Memory).await.expect("the suite passes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wal_passes_the_suite_inline() {
+    Suite::test_all(OnDisk(Flusher::Inline)).await.expect("the suite passes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wal_passes_the_suite_in_a_task() {
+    let pause = std::time::Duration::from_millis(1);
+    Suite::test_all(OnDisk(Flusher::Task { pause })).await.expect("the suite passes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wal_passes_the_suite_with_its_thread_on_a_real_disk() {
+    Suite::test_all(OnDisk(Flusher::Thread)).await.expect("the suite passes");
+}
+
+#[test]
+fn the_log_counts_by_the_buckets_of_the_metrics() {
+    assert_eq!(crate::storage::stats::MICROS_BUCKETS, crate::raft::handle::MICROS_BUCKETS);
 }

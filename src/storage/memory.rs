@@ -60,7 +60,7 @@ impl Log for MemoryLog {
         {
             let mut inner = self.inner.lock();
             for entry in entries {
-                check_next(inner.entries.back().map(|last| last.id), entry.id)?;
+                check_next(inner.last(), entry.id)?;
                 inner.entries.push_back(entry);
             }
         }
@@ -120,7 +120,7 @@ impl Log for MemoryLog {
     }
 }
 
-/// Refuses a hole. An empty log may begin anywhere.
+/// Refuses a hole. A log that never held anything may begin anywhere.
 pub(super) fn check_next(last: Option<LogId>, next: LogId) -> io::Result<()> {
     match last {
         Some(last) if last.index + 1 != next.index => Err(io::Error::new(

@@ -7,7 +7,12 @@
 //!
 //! Absent on purpose: what entries mean (the machine), when to snapshot and to purge (raft).
 
+pub mod disk;
+pub mod error;
 pub mod log;
 pub mod memory;
+pub mod stats;
+pub mod wal;
 
+pub use error::Error;
 pub use log::{Entry, Kind, Log, LogId, Vote};
