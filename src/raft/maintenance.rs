@@ -8,18 +8,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::StorageProbe;
 use super::clock::Stamper;
 use super::handle::{Alarm, Standing};
 use super::log_store::LogStore;
+use super::network::{Channels, Purpose};
 use super::peer_server::Raft;
-use super::peers::{Peers, Room};
+use super::peers::{Heard, PeerView, Peers, Room};
 use super::proposer::Proposer;
+use crate::proto::internal as pb;
 use crate::types::{Wall, limits};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -29,6 +33,7 @@ pub struct Maintenance {
     pub raft: Raft,
     pub log: LogStore,
     pub peers: Arc<Peers>,
+    pub channels: Arc<Channels>,
     pub proposer: Arc<Proposer>,
     pub stamper: Arc<Stamper>,
     pub storage: Arc<dyn StorageProbe>,
@@ -69,8 +74,31 @@ impl Maintenance {
                     return;
                 }
             }
+            self.look_at_peers().await;
             self.look_at_disk().await;
             self.look_at_clocks();
+        }
+    }
+
+    /// Followers speak to each other too: whoever leads next knows the others' clocks at once, and
+    /// the connections that an election needs are warm.
+    async fn look_at_peers(&self) {
+        let silent = self.peers.members().into_iter().filter(|peer| {
+            let lately = |heard: Heard| heard.at.elapsed() < LOOK_EVERY;
+            peer.node != self.peers.node && !peer.heard.is_some_and(lately)
+        });
+        let probes: FuturesUnordered<_> = silent.map(|peer| self.probe(peer)).collect();
+        probes.collect::<()>().await;
+    }
+
+    async fn probe(&self, peer: PeerView) {
+        let envelope = Some(self.peers.envelope(peer.node, peer.member.incarnation));
+        let request = pb::ProbeRequest { envelope, ..pb::ProbeRequest::default() };
+        let mut client = self.channels.client(peer.node, &peer.member.peer_addr, Purpose::Raft);
+        let Ok(Ok(answer)) = timeout(LOOK_EVERY, client.probe(request)).await else { return };
+        let answer = answer.into_inner();
+        if answer.incarnation == peer.member.incarnation {
+            self.peers.heard(peer.node, answer.health);
         }
     }
 
@@ -79,7 +107,7 @@ impl Maintenance {
         let room = self.storage.room();
         self.peers.set_room(room);
         let voters: Vec<_> = self.peers.members().into_iter().filter(|peer| peer.voter).collect();
-        let of = |peer: &super::peers::PeerView| match peer.node == self.peers.node {
+        let of = |peer: &PeerView| match peer.node == self.peers.node {
             true => room,
             false => peer.heard.map_or(Room::Ok, |heard| heard.room),
         };

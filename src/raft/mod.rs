@@ -170,6 +170,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         raft: raft.clone(),
         log,
         peers: Arc::clone(&peers),
+        channels: Arc::clone(&channels),
         proposer: Arc::clone(&proposer),
         stamper: Arc::clone(&stamper),
         storage: Arc::clone(&storage),

@@ -127,6 +127,8 @@ pub const HEARTBEAT_MS: u64 = 100;
 /// A follower that hears nothing for so long stands for election.
 pub const ELECTION_MIN_MS: u64 = 500;
 pub const ELECTION_MAX_MS: u64 = 1_000;
+/// A leader that no quorum answered for so long serves nobody until one does again.
+pub const QUORUM_LOST_MS: u64 = 2_000;
 /// A connection to a peer is made within this.
 pub const PEER_CONNECT_MS: u64 = 1_000;
 /// A silent connection to a peer is probed after this, and given up after that.
