@@ -19,6 +19,7 @@ use tokio::time::sleep;
 
 use super::Fatal;
 use super::clock::Stamper;
+use super::data_dir::DataDir;
 use super::handle::{Leader, ProposeError, Responder, Standing};
 use super::machine_adapter::State;
 use super::peer_server::Raft;
@@ -43,6 +44,7 @@ pub struct Leadership {
     pub state: Arc<State>,
     pub stamper: Arc<Stamper>,
     pub standing: watch::Sender<Standing>,
+    pub disk: Arc<DataDir>,
     pub stopping: Arc<AtomicBool>,
     pub fatal: mpsc::Sender<Fatal>,
 }
@@ -87,7 +89,8 @@ impl Leadership {
         self.proposer.stop();
         if !self.stopping.load(Ordering::Relaxed) {
             let running = self.raft.metrics().borrow_watched().running_state.clone();
-            let why = running.err().map_or_else(|| "without a reason".to_owned(), |fatal| fatal.to_string());
+            let told = self.disk.log_error().or_else(|| running.err().map(|fatal| fatal.to_string()));
+            let why = told.unwrap_or_else(|| "without a reason".to_owned());
             // A reason that is already there counts more.
             let _ = self.fatal.try_send(Fatal::Raft(why));
         }

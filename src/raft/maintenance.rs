@@ -15,15 +15,16 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::StorageProbe;
 use super::clock::Stamper;
+use super::data_dir::DataDir;
 use super::handle::{Alarm, Standing};
 use super::log_store::LogStore;
 use super::network::{Channels, Purpose};
 use super::peer_server::Raft;
-use super::peers::{Heard, PeerView, Peers, Room};
+use super::peers::{Heard, PeerView, Peers};
 use super::proposer::Proposer;
 use crate::proto::internal as pb;
+use crate::storage::space::Room;
 use crate::types::{Wall, limits};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -36,7 +37,7 @@ pub struct Maintenance {
     pub channels: Arc<Channels>,
     pub proposer: Arc<Proposer>,
     pub stamper: Arc<Stamper>,
-    pub storage: Arc<dyn StorageProbe>,
+    pub disk: Arc<DataDir>,
     pub standing: watch::Receiver<Standing>,
     pub alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
 }
@@ -104,7 +105,7 @@ impl Maintenance {
 
     /// Submits need room on a quorum; a leader without any hands over.
     async fn look_at_disk(&self) {
-        let room = self.storage.room();
+        let room = self.disk.look();
         self.peers.set_room(room);
         let voters: Vec<_> = self.peers.members().into_iter().filter(|peer| peer.voter).collect();
         let of = |peer: &PeerView| match peer.node == self.peers.node {

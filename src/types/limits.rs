@@ -140,9 +140,8 @@ pub const PEER_ANSWER_MS: u64 = 5_000;
 pub const PEER_STREAM_WINDOW_BYTES: u32 = 8 << 20;
 pub const PEER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 pub const PEER_FRAME_BYTES: u32 = 1 << 20;
-/// A snapshot travels in pieces of this size, at most so many ahead, within this time.
+/// A snapshot travels in pieces of this size, within this time.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
-pub const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
 pub const SNAPSHOT_TRANSFER_MS: u64 = 600_000;
 /// Log bytes kept behind a snapshot, so that a follower that was away briefly needs none.
 pub const LOG_KEEP_BYTES: u64 = 64 << 20;

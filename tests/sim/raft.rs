@@ -2,7 +2,6 @@
 //! under load and comes back. The same seed gives the same bytes.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -13,49 +12,19 @@ use tokio::time::sleep;
 use tonic::transport::Server;
 use wharf::machine::command::{Command, CreateQueue, NewPackage, Op, QueueSettings, Submit};
 use wharf::raft::bootstrap::BootstrapNode;
-use wharf::raft::handle::{DiskStatus, Lane, Metrics};
-use wharf::raft::log_store::LogStore;
-use wharf::raft::peers::{IdentityStore, Room};
-use wharf::raft::snapshots::{Blocking, MemorySnapshots};
+use wharf::raft::handle::Lane;
+use wharf::raft::snapshots::Blocking;
 use wharf::raft::types::Member;
-use wharf::raft::{Handle, Options, Started, StorageProbe, peer_server, start};
+use wharf::raft::{Handle, Options, Started, peer_server, start};
 use wharf::storage::disk::{Crash, Disk, SimDisk, read_whole};
-use wharf::storage::wal::{Flusher, Options as WalOptions, Wal};
+use wharf::storage::home::Home;
+use wharf::storage::wal::{Flusher, Options as WalOptions};
 
 use crate::world::{self, Accepted, mix};
 
 const NODES: u64 = 3;
-const DIR: &str = "/wal";
+const DIR: &str = "/data";
 const PORT: u16 = 7412;
-
-/// What survives a node's loss of power.
-#[derive(Clone)]
-struct Store {
-    disk: SimDisk,
-    snapshots: MemorySnapshots,
-    cluster_id: Arc<Mutex<Bytes>>,
-}
-
-struct Identity(Arc<Mutex<Bytes>>);
-
-impl IdentityStore for Identity {
-    fn save_cluster_id(&self, cluster_id: &[u8]) -> io::Result<()> {
-        *self.0.lock() = Bytes::copy_from_slice(cluster_id);
-        Ok(())
-    }
-}
-
-struct Plenty;
-
-impl StorageProbe for Plenty {
-    fn room(&self) -> Room {
-        Room::Ok
-    }
-    fn disk_status(&self) -> DiskStatus {
-        DiskStatus::default()
-    }
-    fn fill_metrics(&self, _: &mut Metrics) {}
-}
 
 /// What the run saw, in order.
 #[derive(Clone, Default)]
@@ -77,7 +46,7 @@ fn wal_options() -> WalOptions {
     }
 }
 
-async fn node(node: u64, seed: u64, store: Store, seen: Seen) -> turmoil::Result {
+async fn node(node: u64, seed: u64, disk: SimDisk, seen: Seen) -> turmoil::Result {
     let addr = |node| format!("{}:{PORT}", host(node));
     let list = (1..=NODES).map(|node| BootstrapNode {
         node,
@@ -85,22 +54,16 @@ async fn node(node: u64, seed: u64, store: Store, seen: Seen) -> turmoil::Result
         client_addr: String::new(),
         admin_addr: String::new(),
     });
-    let disk: Arc<dyn Disk> = Arc::new(store.disk.clone());
-    let wal = Wal::open(disk, Path::new(DIR), incarnation(node), wal_options())?;
     let env = world::env(mix(seed ^ node));
+    let home = Home::open(Arc::new(disk), Path::new(DIR), node, env.random.next(), wal_options())?;
     let listener = env.net.bind(&format!("0.0.0.0:{PORT}")).await?;
-    let cluster_id = store.cluster_id.lock().clone();
     let Started { handle, peer, mut fatal } = start(Options {
         node,
-        member: Member { peer_addr: addr(node), incarnation: incarnation(node), ..Member::default() },
+        member: Member { peer_addr: addr(node), ..Member::default() },
         bootstrap: list.collect(),
-        cluster_id,
         machine_version: 1,
         env,
-        log: LogStore::new(Arc::new(wal)),
-        snapshots: Arc::new(store.snapshots),
-        identity: Arc::new(Identity(store.cluster_id)),
-        storage: Arc::new(Plenty),
+        home,
         blocking: Blocking::Inline,
         skip_entry: None,
     })
@@ -151,10 +114,6 @@ async fn load(handle: Handle, seen: Seen) {
     }
 }
 
-fn incarnation(node: u64) -> u64 {
-    100 + node
-}
-
 /// What a run leaves behind.
 #[derive(PartialEq, Eq)]
 struct Left {
@@ -174,14 +133,12 @@ fn run(seed: u64) -> Left {
         .tcp_capacity(4096)
         .build();
     let seen = Seen::default();
-    let mut stores = BTreeMap::new();
+    let mut disks = BTreeMap::new();
     for number in 1..=NODES {
         let disk = SimDisk::new();
-        Wal::create(&disk, Path::new(DIR), incarnation(number), &wal_options()).expect("an empty disk");
-        let store = Store { disk, snapshots: MemorySnapshots::default(), cluster_id: Arc::default() };
-        stores.insert(number, store.clone());
+        disks.insert(number, disk.clone());
         let seen = seen.clone();
-        sim.host(host(number), move || node(number, seed, store.clone(), seen.clone()));
+        sim.host(host(number), move || node(number, seed, disk.clone(), seen.clone()));
     }
     let leader = |seen: &Seen| {
         let handles = seen.handles.lock();
@@ -195,7 +152,7 @@ fn run(seed: u64) -> Left {
     let handle = seen.handles.lock().remove(&lost);
     drop(handle);
     sim.crash(host(lost));
-    stores[&lost].disk.crash(Crash::Tear(mix(seed)));
+    disks[&lost].crash(Crash::Tear(mix(seed)));
     let before = confirmed(&seen);
     step_until(&mut sim, seed, "confirms under another leader", || confirmed(&seen) >= before + 100);
     assert_ne!(leader(&seen), Some(lost), "seed {seed}");
@@ -221,14 +178,14 @@ fn run(seed: u64) -> Left {
     // Sockets and timers of the hosts end with them.
     seen.handles.lock().clear();
     drop(sim);
-    let files = stores.iter().flat_map(|(node, store)| {
-        let names = store.disk.list(Path::new(DIR)).expect("a directory");
-        names.into_iter().map(|name| {
-            let bytes = read_whole(&store.disk, &Path::new(DIR).join(&name), u64::MAX).expect("a file");
-            ((*node, name), bytes)
-        })
-    });
-    let files = files.collect();
+    let mut files = BTreeMap::new();
+    for (node, disk) in &disks {
+        let log = Path::new(DIR).join("log");
+        for name in disk.list(&log).expect("a directory") {
+            let bytes = read_whole(disk, &log.join(&name), u64::MAX).expect("a file");
+            files.insert((*node, name), bytes);
+        }
+    }
     let confirmed = seen.confirmed.lock().clone();
     Left { confirmed, files }
 }
@@ -258,5 +215,6 @@ fn a_leader_that_loses_power_loses_nothing_and_the_same_seed_gives_the_same_byte
         let differs = first.confirmed.iter().zip(&second.confirmed).find(|(a, b)| a != b);
         assert_eq!(differs, None, "seed {seed}: the runs part here");
         assert!(first == second, "seed {seed}: the same seed gave other bytes");
+        assert!(first != run(seed + 1), "seed {seed}: the seed decides nothing");
     }
 }
