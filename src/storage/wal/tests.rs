@@ -564,10 +564,35 @@ fn a_segment_in_use_is_never_made_again() {
     let before = disk.content(&path);
     let active = *log.shared.lock().segments.keys().next_back().expect("a log has a segment");
     log.house.take(active + 1, 0).expect("made");
-    log.house.prepare(active + 1);
-    log.house.work();
-    log.house.prepare(active);
-    log.house.work();
+    for number in [active, active + 1] {
+        log.house.prepare(number);
+        log.house.work();
+    }
     assert_eq!(disk.content(&path), before);
     assert_eq!(segment::numbers(&disk, dir()).expect("listed").last(), Some(&(active + 1)));
+}
+
+/// What is left of a torn flush must not join what is written over its beginning.
+#[test]
+fn the_rest_of_a_torn_flush_never_comes_back() {
+    for hurt in 0..3 {
+        let disk = SimDisk::new();
+        let log = create(&disk, inline(4096)).expect("created");
+        run(&log, &[Call::Append(vec![entry(1, 0, 5)])]);
+        let (path, from) = last_segment(&log);
+        let three = (1..4).map(|index| Entry { id: id(1, index), ..entry(1, 1, 0) });
+        run(&log, &[Call::Append(three.collect())]);
+        let record = (last_segment(&log).1 - from) as usize / 3;
+        disk.damage(&path, |bytes| bytes[from as usize + record * hurt] ^= 1);
+        disk.crash(Crash::DropUnsynced);
+        let log = open(&disk, inline(4096)).expect("torn");
+        assert_eq!(content(&log).entries.len(), 1 + hurt);
+        // As long as the record it replaces, or as the mark that closed the flush and it together.
+        let next = Entry { id: id(2, 1 + hurt as u64), ..entry(2, 1, 0) };
+        run(&log, &[Call::Append(vec![next])]);
+        let found = content(&log);
+        drop(log);
+        disk.crash(Crash::DropUnsynced);
+        assert_eq!(content(&open(&disk, inline(4096)).expect("opened")), found, "hurt {hurt}");
+    }
 }
