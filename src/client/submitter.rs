@@ -229,15 +229,23 @@ impl Pipeline {
         Ok(Open { node, requests, responses: answer.into_inner(), heard: Instant::now() })
     }
 
-    /// Sends and receives until the stream breaks. None: it ended because nothing was left to do.
+    /// Sends and receives until the stream breaks. None: it ended in good order, because nothing was
+    /// left to do or to go on at the leader.
     async fn pump(&mut self, mut open: Open) -> Option<Error> {
         let mut taken = Vec::with_capacity(TAKE);
         loop {
-            self.fill(&open.requests);
+            // A follower serves, but each package makes a hop: what is under way ends here.
+            let moving = self.client.nodes.better_than(&open.node);
+            if moving && self.sent.is_empty() {
+                return None;
+            }
+            if !moving {
+                self.fill(&open.requests);
+            }
             // A stream that owes answers and is silent is dead, or its node is frozen.
             let silent_at = open.heard + Duration::from_millis(limits::CLIENT_SILENCE_MS);
             let wake = self.hold_until.unwrap_or(silent_at).min(silent_at);
-            let may_send = !self.unsent.is_empty() && self.hold_until.is_none();
+            let may_send = !self.unsent.is_empty() && self.hold_until.is_none() && !moving;
             tokio::select! {
                 message = open.responses.next() => match message {
                     Some(Ok(response)) => {

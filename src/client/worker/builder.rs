@@ -22,6 +22,9 @@ pub struct Worker {
     pub(super) drain: BoxFuture<'static, ()>,
 }
 
+/// See [`Builder::on_event`].
+pub(super) type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
+
 /// See [`Builder`].
 pub(super) struct Options {
     pub name: String,
@@ -36,7 +39,7 @@ pub(super) struct Options {
     pub cancel_grace: Duration,
     pub drain_timeout: Duration,
     pub attach_timeout: Duration,
-    pub on_event: Option<Arc<dyn Fn(&Event) + Send + Sync>>,
+    pub on_event: Option<Observer>,
 }
 
 impl Worker {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use super::super::backoff::Backoff;
+use super::super::error::reason;
 use super::super::package::std_duration;
 use super::super::{Client, Error};
 use super::builder::{Options, Worker};
@@ -24,10 +25,6 @@ use crate::proto::v1::work_request::Request;
 use crate::proto::v1::work_response::Response;
 use crate::proto::v1::{Drain, Hello, Ping, Welcome, WorkRequest};
 use crate::types::limits;
-
-/// The reason of a `Goaway` that ends a drained session for good; after any other the worker comes
-/// back.
-pub const SESSION_DRAINED: &str = "SESSION_DRAINED";
 
 pub(super) type Handle = Box<dyn Fn(Delivery) -> BoxFuture<'static, Result<Completion, Failure>> + Send + Sync>;
 
@@ -163,18 +160,10 @@ impl Runner {
 
     fn news(&mut self, news: News, now: Instant) -> Result<(), Error> {
         match news {
-            News::Attached(Ok((up, welcome))) => self.attached(up, welcome, now),
+            News::Attached(Ok(attached)) => self.attached(attached.0, attached.1, now),
             News::Attached(Err(error)) => return self.attach_failed(error, now),
-            News::Response(response) => self.response(response, now),
-            News::Ended if self.leaving.as_ref().is_some_and(|leaving| leaving.told) && self.holds_nothing() => {
-                self.over = true;
-            }
-            News::Ended => {
-                if let Some(up) = self.link.up() {
-                    self.client.nodes.elsewhere(&up.node);
-                }
-                self.detach(Error::unreachable("the node ended the stream"), now);
-            }
+            News::Response(response) => self.response(*response, now),
+            News::Ended => self.closed(now),
             News::Broken(error) => {
                 if let Some(up) = self.link.up() {
                     self.client.complain(&up.node, &error);
@@ -185,7 +174,18 @@ impl Runner {
         Ok(())
     }
 
-    fn attached(&mut self, up: Up, welcome: Welcome, now: Instant) {
+    /// The session was closed: it was drained, by this worker or by an operator. What has no outcome
+    /// yet is settled under a new one, which gets nothing.
+    fn closed(&mut self, now: Instant) {
+        self.leave(now);
+        if self.holds_nothing() {
+            self.over = true;
+        } else {
+            self.detach(Error::unreachable("the session was closed"), now);
+        }
+    }
+
+    fn attached(&mut self, up: Box<Up>, welcome: Welcome, now: Instant) {
         let reattached = self.attached_before;
         self.summary.reattached += u64::from(reattached);
         self.event(Event::Attached {
@@ -211,15 +211,11 @@ impl Runner {
     }
 
     fn attach_failed(&mut self, error: Error, now: Instant) -> Result<(), Error> {
-        let for_good = matches!(
-            error.code(),
-            Code::InvalidArgument
-                | Code::NotFound
-                | Code::PermissionDenied
-                | Code::Unauthenticated
-                | Code::Unimplemented
-                | Code::FailedPrecondition
-        );
+        let for_good = match error.code() {
+            Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => true,
+            Code::NotFound => error.reason() == reason::QUEUE_NOT_FOUND,
+            _ => false,
+        };
         if for_good || self.give_up_at.is_some_and(|at| at <= now) {
             self.ledger.cancel_all();
             return Err(error);
@@ -278,11 +274,7 @@ impl Runner {
                     self.client.nodes.elsewhere(&up.node);
                 }
                 self.client.nodes.led_by(&goaway.leader);
-                if goaway.reason == SESSION_DRAINED && self.holds_nothing() {
-                    self.over = true;
-                } else {
-                    self.detach(Error::unreachable(format_args!("sent away: {}", goaway.reason)), now);
-                }
+                self.detach(Error::unreachable(format_args!("sent away: {}", goaway.reason)), now);
             }
         }
     }
