@@ -113,9 +113,16 @@ impl Runner {
                 Step::Drain => self.leave(now),
                 Step::Wake => {}
             }
-            // Whatever else is ready goes into the same messages.
+            // Whatever else is ready goes into the same messages: handlers that are about to end
+            // get their turn first.
+            if !self.tasks.is_empty() {
+                tokio::task::yield_now().await;
+            }
             while let Some(finished) = self.tasks.try_join_next() {
                 self.finished(finished);
+            }
+            while let Ok(ask) = self.asks.1.try_recv() {
+                self.asked(ask);
             }
             self.ledger.tick(now);
             self.start_handlers(now);
@@ -140,10 +147,13 @@ impl Runner {
             }
         };
         tokio::select! {
+            // In this order, so that a simulation repeats. Nobody starves: each turn of the loop
+            // takes what is ready of the rest, and looks at the clock.
+            biased;
+            () = &mut self.drain, if self.leaving.is_none() => Step::Drain,
             news = self.link.next() => Step::News(news),
             Some(finished) = self.tasks.join_next() => Step::Finished(finished),
             Some(ask) = self.asks.1.recv() => Step::Ask(ask),
-            () = &mut self.drain, if self.leaving.is_none() => Step::Drain,
             () = room => Step::Wake,
             () = sleep_until(wake) => Step::Wake,
         }
@@ -413,7 +423,7 @@ impl Runner {
                 self.blocked = true;
                 return;
             };
-            let request = if let Some(request) = self.ledger.next_message(self.options.max_in_flight) {
+            let request = if let Some(request) = self.ledger.next_message(self.options.credit()) {
                 request
             } else if tell {
                 // After the releases, so that they count as released and not as drained.
@@ -443,7 +453,7 @@ fn hello(options: &Options, ledger: &Ledger) -> Hello {
         queues: options.queues.clone(),
         kinds: options.kinds.clone(),
         labels: options.labels.clone(),
-        max_in_flight: options.max_in_flight,
+        max_in_flight: options.credit(),
         max_in_flight_bytes: options.max_in_flight_bytes,
         concurrency: options.concurrency,
         held: ledger.held(),
