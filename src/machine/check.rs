@@ -87,8 +87,11 @@ impl Machine {
         same("overfull queues", live.overfull == fresh.overfull);
         same("classes", live.class_by_key.keys().eq(fresh.class_by_key.keys()));
         same("calendar timers", live.alarms == fresh.alarms);
-        // A lease's timer may have rung while its session was away.
+        // A timer may have rung to no effect while its session was away.
         let away = |timer: &Timer| match timer {
+            Timer::Grace(session) => {
+                self.state.sessions.get(*session).is_none_or(|session| session.attached < self.state.leader_index)
+            }
             Timer::Lease(slot) => {
                 let session =
                     self.state.packages.get(*slot).and_then(|package| self.state.sessions.get(package.session));

@@ -28,7 +28,7 @@ impl Machine {
         let package = self.state.packages.at(slot);
         let queue = package.queue;
         self.index.displace(slot, package);
-        let before = package.bytes();
+        let (before, was_live) = (package.bytes(), !package.phase.is_finished());
         let revision = self.state.bump();
         let package = self.state.packages.at_mut(slot);
         change(package);
@@ -41,7 +41,7 @@ impl Machine {
             line.bytes = line.bytes - before + after;
             self.index.bytes = self.index.bytes - before + after;
         }
-        if self.index.line(queue).live() == 0 {
+        if was_live && self.index.line(queue).live() == 0 {
             self.now.emptied.push(queue);
         }
         self.now.changes += 1;
@@ -246,7 +246,7 @@ impl Machine {
             self.index.line_mut(number).graves.insert(id_hash as u64, position);
             self.index.tombstones += 1;
         }
-        if self.index.line(number).live() == 0 {
+        if !package.phase.is_finished() && self.index.line(number).live() == 0 {
             self.now.emptied.push(number);
         }
     }
@@ -322,9 +322,9 @@ impl Machine {
         }
         let id_hash = wide_hash_id(id);
         let tombstones = &self.state.queues.at(queue).tombstones;
-        let is_it = |position| tombstones.get(position).is_some_and(|grave| grave.id_hash == id_hash);
-        let position = graves.find(id_hash as u64, is_it)?;
-        tombstones.get(position).filter(|grave| grave.until > self.state.ticks)
+        let lasts = |grave: &Tombstone| grave.id_hash == id_hash && grave.until > self.state.ticks;
+        let position = graves.find(id_hash as u64, |position| tombstones.get(position).is_some_and(lasts))?;
+        tombstones.get(position)
     }
 }
 

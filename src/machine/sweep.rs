@@ -114,7 +114,7 @@ impl Machine {
             Work::Purge { phases } => {
                 let meant = *phases & (1 << package.phase as u32) != 0;
                 if meant {
-                    self.remove(slot, true);
+                    self.purge_one(slot);
                 }
                 meant
             }
@@ -134,6 +134,19 @@ impl Machine {
                 *left -= u64::from(moved);
                 moved
             }
+        }
+    }
+
+    /// What still waited ends as CANCELLED first, so that its outcome is told and kept.
+    fn purge_one(&mut self, slot: Slot) {
+        let package = self.state.packages.at(slot);
+        let create_revision = package.create_revision;
+        if !package.phase.is_finished() {
+            self.finish(slot, Phase::Cancelled);
+        }
+        // A queue that keeps nothing has let it go already.
+        if self.state.packages.get(slot).is_some_and(|package| package.create_revision == create_revision) {
+            self.remove(slot, true);
         }
     }
 

@@ -31,7 +31,7 @@ impl Machine {
         match timer {
             Timer::Lease(slot) => self.lease_due(slot),
             Timer::Backoff(slot) => self.make_ready(slot),
-            Timer::Grace(number) => self.close(number, true, Cause::WorkerLost, "did not come back in time"),
+            Timer::Grace(number) => self.grace_over(number),
             Timer::Failover => {
                 self.state.failover_armed = false;
                 self.state.stale_cursor = Some(0);
@@ -46,6 +46,14 @@ impl Machine {
         let number = self.state.packages.at(slot).session;
         if is_attached(&self.state, self.state.sessions.at(number)) {
             self.time_out(slot);
+        }
+    }
+
+    /// After a change of leader everybody has `failover_grace` instead.
+    fn grace_over(&mut self, number: SessionNo) {
+        let session = self.state.sessions.at(number);
+        if session.attached >= self.state.leader_index || !self.state.failover_armed {
+            self.close(number, true, Cause::WorkerLost, "did not come back in time");
         }
     }
 
@@ -93,7 +101,7 @@ impl Machine {
             let next: SessionNo = number + 1;
             self.state.stale_cursor = (next < self.state.sessions.slots()).then_some(next);
             let Some(session) = self.state.sessions.get(number) else { continue };
-            if session.detached.is_none() && session.attached < self.state.leader_index {
+            if session.attached < self.state.leader_index {
                 self.close(number, false, Cause::WorkerLost, "did not come back after a change of leader");
             }
         }

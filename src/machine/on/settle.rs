@@ -34,6 +34,7 @@ impl Machine {
         let session = self.unhold(slot);
         self.settle(slot, Settlement::Done);
         self.exonerate(slot);
+        self.state.packages.at_mut(slot).attempts += 1;
         if !op.result.is_empty() || !op.result_content_type.is_empty() {
             let package = self.state.packages.at_mut(slot);
             let before = package.bytes();
