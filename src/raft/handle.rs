@@ -139,6 +139,11 @@ impl Handle {
         todo!()
     }
 
+    /// The connection to another node's peer listener, made when first used. `None`: no such member.
+    pub fn peer_channel(&self, node: NodeId) -> Option<tonic::transport::Channel> {
+        todo!()
+    }
+
     /// Moves leadership to `to`, or to the most current voter. Answers with the new leader.
     pub async fn transfer_leadership(&self, to: Option<NodeId>, deadline: Duration) -> Result<NodeId, TransferError> {
         todo!()
