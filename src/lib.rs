@@ -1,3 +1,5 @@
+pub mod api;
+pub mod dispatch;
 pub mod env;
 pub mod machine;
 pub mod proto;
