@@ -4,7 +4,6 @@
 //! defaults, clocks and minted ids: the same call again has the same hash in every version. Payloads
 //! are shared, never copied here.
 
-use bytes::Bytes;
 use prost_types::{Duration, Timestamp};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -35,9 +34,7 @@ pub fn new_package(package: v1::NewPackage, at: At, problems: &mut Problems, env
     problems.not_yet(at, "reply_to", !package.reply_to.is_empty());
     problems.not_yet(at, "forward_to", !package.forward_to.is_empty());
     let schedule = package.schedule.map(|schedule| match schedule {
-        v1::new_package::Schedule::NotBefore(time) => {
-            Schedule::NotBeforeWall(problems.wall(at, "not_before", &time).0)
-        }
+        v1::new_package::Schedule::NotBefore(time) => Schedule::NotBeforeWall(problems.wall(at, "not_before", &time).0),
         v1::new_package::Schedule::Delay(delay) => Schedule::DelayMs(problems.duration_ms(at, "delay", &delay)),
     });
     let expiry = package.expiry.map(|expiry| match expiry {
@@ -430,18 +427,14 @@ pub fn cut(mut text: String, limit: usize) -> String {
     text
 }
 
-/// A checkpoint or result within its bound.
-pub fn bounded(bytes: Bytes, limit: usize, at: At, field: &str, problems: &mut Problems) -> Bytes {
-    problems.at_most(at, field, bytes.len(), limit);
-    bytes
-}
-
 fn text(text: &Option<std::sync::Arc<str>>) -> String {
     text.as_deref().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn public() -> v1::NewPackage {
@@ -459,12 +452,13 @@ mod tests {
     fn converted(package: v1::NewPackage) -> stored::NewPackage {
         let mut problems = Problems::default();
         let converted = new_package(package, At::Top, &mut problems, &Env::real());
-        assert!(problems.is_empty(), "{problems:?}");
+        problems.check().expect("nothing is wrong with it");
         converted
     }
 
     #[test]
     fn the_content_hash_is_a_promise() {
+        const PROMISED: u64 = 3_940_237_685_667_861_643;
         let first = converted(public());
         assert_eq!(first.queue, "jobs");
         assert_eq!(first.content_hash, PROMISED, "stored hashes would no longer match");
@@ -473,7 +467,6 @@ mod tests {
         assert_eq!(elsewhere.content_hash, first.content_hash, "queue and id are the key, not the content");
         assert!(!elsewhere.id.is_empty());
     }
-    const PROMISED: u64 = 0;
 
     #[test]
     fn each_field_that_the_client_sets_changes_the_hash() {
@@ -530,11 +523,7 @@ mod tests {
             lease: Some(duration(1_500)),
             max_run: Some(duration(60_000)),
             max_attempts: Some(7),
-            backoff: Some(v1::Backoff {
-                initial: Some(duration(10)),
-                max: Some(duration(20)),
-                multiplier: Some(1.5),
-            }),
+            backoff: Some(v1::Backoff { initial: Some(duration(10)), max: Some(duration(20)), multiplier: Some(1.5) }),
             dead_letter_queue: "team/dead".into(),
             max_packages: Some(1),
             max_bytes: Some(2),

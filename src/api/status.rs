@@ -73,6 +73,8 @@ impl From<&dispatch::Refusal> for Refusal {
         match refusal {
             dispatch::Refusal::Reject(reject) => Self::Reject(reject.clone()),
             dispatch::Refusal::Propose(error) => Self::Propose(error.clone()),
+            dispatch::Refusal::Fields { fields, not_yet: false } => Self::BadFields(fields.clone()),
+            dispatch::Refusal::Fields { fields, not_yet: true } => Self::NotYetSupported(fields.clone()),
         }
     }
 }
@@ -175,7 +177,7 @@ fn parts(refusal: &Refusal) -> Parts {
         .quota("waiters")
         .retry_ms(1_000),
         Refusal::Silent => Parts::new(
-            Code::DeadlineExceeded,
+            Code::Unavailable,
             "WORKER_SILENT",
             format!(
                 "nothing came from the worker for {} ms. Send Ping while there is nothing else to say, and connect again with what is held",
@@ -441,7 +443,9 @@ fn of_transfer(error: &TransferError) -> Parts {
         TransferError::TimedOut(node) => Parts::new(
             Code::Unavailable,
             "TRANSFER_TIMED_OUT",
-            format!("node {node} did not take over in time and the old leader goes on. Try again, or choose another node"),
+            format!(
+                "node {node} did not take over in time and the old leader goes on. Try again, or choose another node"
+            ),
         )
         .retry_ms(1_000)
         .meta("node", node),
@@ -488,11 +492,7 @@ mod tests {
                 Code::Aborted,
                 "REVISION_MISMATCH",
             ),
-            (
-                Reject::QueueFull { queue: queue(), limit: 1, unit: "packages" },
-                Code::ResourceExhausted,
-                "QUEUE_FULL",
-            ),
+            (Reject::QueueFull { queue: queue(), limit: 1, unit: "packages" }, Code::ResourceExhausted, "QUEUE_FULL"),
             (Reject::MemoryBudget { limit_bytes: 1 }, Code::ResourceExhausted, "MEMORY_BUDGET"),
             (Reject::DedupBudget { limit: 1 }, Code::ResourceExhausted, "DEDUP_BUDGET"),
             (Reject::TooManyQueues { limit: 1 }, Code::ResourceExhausted, "TOO_MANY_QUEUES"),

@@ -10,6 +10,7 @@ use std::fmt::{self, Display};
 use prost_types::{Duration, Timestamp};
 
 use super::status::Refusal;
+use crate::dispatch;
 use crate::types::{QueueName, Wall, limits};
 
 /// Where a field stands: `packages[3].` or nothing.
@@ -50,8 +51,13 @@ impl Problems {
         Ok(())
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.bad.is_empty() && self.not_yet.is_empty()
+    /// The same, for the answer to one settlement.
+    pub fn refusal(self) -> Option<dispatch::Refusal> {
+        if !self.bad.is_empty() {
+            return Some(dispatch::Refusal::Fields { fields: self.bad, not_yet: false });
+        }
+        let not_yet = !self.not_yet.is_empty();
+        not_yet.then_some(dispatch::Refusal::Fields { fields: self.not_yet, not_yet })
     }
 
     pub fn bad(&mut self, at: At, field: impl Display, problem: impl Display) {
@@ -224,7 +230,7 @@ mod tests {
         let mut p = Problems::default();
         assert_eq!(p.duration_ms(At::Top, "ttl", &Duration { seconds: 1, nanos: 1 }), 1001);
         assert_eq!(p.wall(At::Top, "not_before", &Timestamp { seconds: 2, nanos: 999_999_999 }), Wall(2999));
-        assert!(p.is_empty());
+        p.check().unwrap();
         assert_eq!(problems(|p| _ = p.duration_ms(At::Top, "ttl", &Duration { seconds: -1, nanos: 0 })).len(), 1);
         assert_eq!(problems(|p| _ = p.duration_ms(At::Top, "ttl", &Duration { seconds: 0, nanos: -1 })).len(), 1);
         assert_eq!(problems(|p| _ = p.positive_ms(At::Top, "lease", &Duration::default())).len(), 1);

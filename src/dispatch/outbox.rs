@@ -42,6 +42,11 @@ pub struct Settled {
 pub enum Refusal {
     Reject(Reject),
     Propose(ProposeError),
+    /// Fields that cannot be (or not yet): (path, problem). Never reached the machine.
+    Fields {
+        fields: Vec<(String, String)>,
+        not_yet: bool,
+    },
 }
 
 /// Why a stream ends.

@@ -183,7 +183,8 @@ impl Pump {
         if !self.orphans.is_empty() && feed.is_empty() {
             self.detach_orphans();
         }
-        if streams.len() > 1 && now.saturating_duration_since(self.recalled).as_millis() as u64 >= limits::RECALL_EVERY_MS
+        if streams.len() > 1
+            && now.saturating_duration_since(self.recalled).as_millis() as u64 >= limits::RECALL_EVERY_MS
         {
             self.recalled = now;
             self.recall(now);
@@ -234,10 +235,8 @@ fn send_detach(shared: &Arc<Shared>, token: u64, Gone(speaker): Gone) {
 /// Answers of detachments.
 impl Sink for Shared {
     fn answer(&self, token: u64, result: Result<Outcome, ProposeError>) {
-        let again = matches!(
-            result,
-            Err(ProposeError::Unknown { .. } | ProposeError::Overloaded | ProposeError::DiskFull)
-        );
+        let again =
+            matches!(result, Err(ProposeError::Unknown { .. } | ProposeError::Overloaded | ProposeError::DiskFull));
         self.registry.lock().detached(token, !again);
     }
 }

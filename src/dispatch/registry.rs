@@ -91,10 +91,7 @@ impl Registry {
                     return Some(Gone(Speaker { session, epoch: epoch.0, received_fence: 0 }));
                 };
                 if let Some(older) = self.serving(&session).filter(|older| older.attach != attach).cloned() {
-                    older.end(End::Goaway {
-                        leader: String::new(),
-                        reason: "the session goes on on another stream",
-                    });
+                    older.end(End::Goaway { leader: String::new(), reason: "the session goes on on another stream" });
                     self.forget(&older);
                 }
                 self.sessions.insert(session.clone(), attach);

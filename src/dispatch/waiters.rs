@@ -146,7 +146,8 @@ impl Waiters {
             return;
         }
         let from = (key.clone(), 0);
-        while let Some(place) = inner.waiting.range(from.clone()..=(key.clone(), u64::MAX)).next().map(|(p, _)| p.clone())
+        while let Some(place) =
+            inner.waiting.range(from.clone()..=(key.clone(), u64::MAX)).next().map(|(p, _)| p.clone())
         {
             if let Some(sender) = inner.waiting.remove(&place) {
                 let _ = sender.send(wake);
