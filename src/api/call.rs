@@ -60,10 +60,12 @@ impl Call {
         self.deadline
     }
 
-    /// Until when the call waits for a leader.
+    /// Until when the call waits for a leader: a little less than it may take, so that its caller
+    /// still hears why it was not done.
     pub fn leader_wait_ends(&self) -> Instant {
-        let bound = self.began + Duration::from_millis(limits::LEADER_WAIT_MS);
-        self.deadline.map_or(bound, |deadline| deadline.min(bound))
+        let bound = Duration::from_millis(limits::LEADER_WAIT_MS);
+        let own = self.deadline.map(|deadline| deadline.saturating_duration_since(self.began));
+        self.began + own.map_or(bound, |own| bound.min(own * 9 / 10))
     }
 }
 
@@ -108,6 +110,6 @@ mod tests {
         metadata.insert(GRPC_TIMEOUT, "100m".parse().unwrap());
         let call = Call::new(&metadata, Mode::Client);
         assert_eq!(call.left(), Duration::from_millis(100));
-        assert_eq!(call.leader_wait_ends(), call.ends());
+        assert_eq!(call.leader_wait_ends() + Duration::from_millis(10), call.ends());
     }
 }

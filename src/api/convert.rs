@@ -222,8 +222,8 @@ fn settings(settings: &stored::QueueSettings) -> v1::QueueSettings {
             multiplier: settings.backoff_multiplier_milli.map(|milli| f64::from(milli) / 1000.0),
         }),
         dead_letter_queue: settings.dead_letter_queue.clone().unwrap_or_default(),
-        max_packages: settings.max_packages,
-        max_bytes: settings.max_bytes,
+        max_packages: settings.max_packages.filter(limits_it),
+        max_bytes: settings.max_bytes.filter(limits_it),
         max_payload: settings.max_payload,
         max_result: settings.max_result,
         max_in_flight: settings.max_in_flight,
@@ -234,6 +234,11 @@ fn settings(settings: &stored::QueueSettings) -> v1::QueueSettings {
         history: settings.history.unwrap_or_default() as i32,
         default_priority: settings.default_priority,
     }
+}
+
+/// The state's way to say "no limit" is the highest number; the API's is silence.
+fn limits_it(limit: &u64) -> bool {
+    *limit != u64::MAX
 }
 
 /// Settings as a client wants them; what it left out is absent.
@@ -328,8 +333,8 @@ pub fn masked_settings(
             "backoff.max" => take!(backoff_max_ms),
             "backoff.multiplier" => take!(backoff_multiplier_milli),
             "dead_letter_queue" => take!(dead_letter_queue or String::new()),
-            "max_packages" => take!(max_packages),
-            "max_bytes" => take!(max_bytes),
+            "max_packages" => take!(max_packages or u64::MAX),
+            "max_bytes" => take!(max_bytes or u64::MAX),
             "max_payload" => take!(max_payload),
             "max_result" => take!(max_result),
             "max_in_flight" => take!(max_in_flight or 0),
@@ -513,7 +518,8 @@ mod tests {
         let one = masked(&["lease", "settings.dead_letter_queue", "max_run"]).unwrap();
         assert_eq!((one.lease_ms, one.max_attempts), (Some(5000), None));
         assert_eq!((one.dead_letter_queue.as_deref(), one.max_run_ms), (Some(""), Some(0)));
-        assert!(masked(&["max_bytes"]).is_err());
+        assert_eq!(masked(&["max_bytes"]).unwrap().max_bytes, Some(u64::MAX));
+        assert!(masked(&["history"]).is_err());
         assert!(masked(&["no_such_thing"]).is_err());
     }
 

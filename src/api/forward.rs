@@ -104,11 +104,14 @@ impl Api {
             return Ok(request.run(&self.core, call).await?);
         }
         let mut standing = self.core.raft.standing();
+        let read = request.place() == Place::LeaderRead;
         loop {
             let now = standing.borrow_and_update().clone();
             match self.route_at(&now, call) {
                 Some(Route::Here) => match request.run(&self.core, call).await {
                     Err(Refusal::Propose(ProposeError::NotLeader { .. })) => {}
+                    // A read that was not confirmed read nothing.
+                    Err(Refusal::Propose(ProposeError::Unknown { .. })) if read => {}
                     done => return Ok(done?),
                 },
                 Some(Route::There(channel)) => match self.hop(channel, call, &request).await {

@@ -17,6 +17,8 @@ mod queue;
 mod rates;
 pub mod status;
 mod submit;
+#[cfg(test)]
+mod tests;
 mod validate;
 mod worker;
 

@@ -195,11 +195,6 @@ impl Handle {
         self.inner.raft.wait_for_recovery(Some(limit)).await.is_ok()
     }
 
-    /// The connection to another node's peer listener, made when first used. `None`: no such member.
-    pub fn peer_channel(&self, node: NodeId) -> Option<tonic::transport::Channel> {
-        todo!()
-    }
-
     /// Moves leadership to `to`, or to the most current voter. Answers with the new leader.
     pub async fn transfer_leadership(&self, to: Option<NodeId>, deadline: Duration) -> Result<NodeId, TransferError> {
         let mut standing = self.standing();
