@@ -166,7 +166,7 @@ impl Rpc for v1::SetClusterRequest {
 
     async fn run(&self, core: &Core, call: &Call) -> Result<Self::Answer, Refusal> {
         let mut problems = Problems::default();
-        let settings = convert::new_cluster(&self.settings.clone().unwrap_or_default(), &mut problems);
+        let settings = convert::new_cluster(&self.settings.unwrap_or_default(), &mut problems);
         problems.check()?;
         match core.propose(Lane::Settle, Op::SetCluster(SetCluster { settings: Some(settings) }), call).await? {
             (Reply::Cluster(settings), revision) => {

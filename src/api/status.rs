@@ -364,9 +364,6 @@ fn of_reject(reject: &Reject) -> Parts {
         Reject::AtomicRefused { index, cause } => {
             let mut parts = of_reject(cause);
             parts.message = format!("package {index} of the atomic request, so none was taken: {}", parts.message);
-            if let Reject::BadField { field, problem } = &**cause {
-                parts = parts.fields(&[(format!("packages[{index}].{field}"), problem.clone())]);
-            }
             parts.meta("index", index)
         }
         Reject::EpochOver { current } => Parts::new(

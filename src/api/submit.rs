@@ -52,8 +52,8 @@ impl Rpc for v1::SubmitRequest {
         let Reply::Submitted(each) = reply else {
             return Err(Refusal::Internal("a submit was answered by something else"));
         };
-        for (result, submitted) in results.iter_mut().zip(each) {
-            fill(result, submitted);
+        for (index, (result, submitted)) in results.iter_mut().zip(each).enumerate() {
+            fill(result, index, submitted);
         }
         Ok(v1::SubmitResponse { results, revision: revision.0 })
     }
@@ -63,9 +63,15 @@ fn result_for(queue: &str, id: &str) -> v1::SubmitResult {
     v1::SubmitResult { queue: queue.to_owned(), id: id.to_owned(), duplicate: false, error: None }
 }
 
-fn fill(result: &mut v1::SubmitResult, submitted: Result<Submitted, Reject>) {
+/// `index` is the package's place in the client's request; the machine may have got fewer.
+fn fill(result: &mut v1::SubmitResult, index: usize, submitted: Result<Submitted, Reject>) {
     match submitted {
         Ok(submitted) => result.duplicate = submitted.duplicate,
+        Err(Reject::BadField { field, problem }) => {
+            let field = field.split_once("].").map_or(field.as_str(), |(_, field)| field);
+            let field = format!("packages[{index}].{field}");
+            result.error = Some(status::message(Reject::BadField { field, problem }.into()));
+        }
         Err(reject) => result.error = Some(status::message(reject.into())),
     }
 }
@@ -191,10 +197,10 @@ impl Sink for Pending {
             return;
         };
         let revision = result.as_ref().map_or(0, |outcome| outcome.revision.0);
-        let open = results.iter_mut().filter(|result| result.error.is_none());
+        let open = results.iter_mut().enumerate().filter(|(_, result)| result.error.is_none());
         let refusal = match result {
             Ok(Outcome { result: Ok(Reply::Submitted(each)), .. }) => {
-                open.zip(each).for_each(|(result, submitted)| fill(result, submitted));
+                open.zip(each).for_each(|((index, result), submitted)| fill(result, index, submitted));
                 return self.tell(v1::SubmitStreamResponse { seq, results, revision }, place);
             }
             Ok(Outcome { result: Ok(_), .. }) => Refusal::Internal("a submit was answered by something else"),
@@ -202,7 +208,7 @@ impl Sink for Pending {
             Err(error) => error.into(),
         };
         let error = status::message(refusal);
-        open.for_each(|result| result.error = Some(error.clone()));
+        open.for_each(|(_, result)| result.error = Some(error.clone()));
         self.tell(v1::SubmitStreamResponse { seq, results, revision }, place);
     }
 }

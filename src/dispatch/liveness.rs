@@ -53,7 +53,14 @@ pub(super) enum Nudge {
 /// Recalls that wait for their effect.
 #[derive(Default)]
 pub(super) struct Recalls {
-    asked: BTreeMap<SessionId, (Epoch, Instant)>,
+    asked: BTreeMap<SessionId, Asked>,
+}
+
+#[derive(Clone, Copy)]
+struct Asked {
+    epoch: Epoch,
+    count: u32,
+    since: Instant,
 }
 
 impl Recalls {
@@ -62,17 +69,16 @@ impl Recalls {
         let before = std::mem::take(&mut self.asked);
         let mut nudges = Vec::new();
         for (session, epoch, count) in recallable {
-            match before.get(&session) {
-                Some((asked, since)) if *asked == epoch => {
-                    if now.saturating_duration_since(*since) >= RECALL_ANSWER {
-                        nudges.push(Nudge::Reclaim { session, epoch, count });
-                    } else {
-                        self.asked.insert(session, (epoch, *since));
-                    }
+            let asked = before.get(&session).filter(|asked| asked.epoch == epoch && asked.count <= count);
+            match asked {
+                Some(asked) if now.saturating_duration_since(asked.since) >= RECALL_ANSWER => {
+                    nudges.push(Nudge::Reclaim { session, epoch, count });
                 }
-                _ => {
+                Some(asked) => _ = self.asked.insert(session, *asked),
+                // Not asked yet, or it gave some back and others still idle.
+                None => {
                     nudges.push(Nudge::Recall { session: session.clone(), count });
-                    self.asked.insert(session, (epoch, now));
+                    self.asked.insert(session, Asked { epoch, count, since: now });
                 }
             }
         }
@@ -127,6 +133,18 @@ mod tests {
         let reclaim = Nudge::Reclaim { session: "s".into(), epoch: Epoch(1), count: 5 };
         assert_eq!(recalls.nudge(sits(), Instant::now()), [reclaim]);
         assert_eq!(recalls.nudge(vec![], Instant::now()), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_gives_back_is_asked_again_instead() {
+        let mut recalls = Recalls::default();
+        let sits = |count| vec![(SessionId::from("s"), Epoch(1), count)];
+        recalls.nudge(sits(5), Instant::now());
+        tokio::time::advance(RECALL_ANSWER).await;
+        let recall = Nudge::Recall { session: "s".into(), count: 3 };
+        assert_eq!(recalls.nudge(sits(3), Instant::now()), [recall]);
+        tokio::time::advance(RECALL_ANSWER / 2).await;
+        assert_eq!(recalls.nudge(sits(3), Instant::now()), []);
     }
 
     #[tokio::test(start_paused = true)]

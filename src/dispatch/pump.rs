@@ -120,7 +120,10 @@ impl Pump {
         self.shared.waiters.wake_all(Wake::Look);
         let attached = self.shared.raft.view(|machine| {
             let sessions = machine.sessions(None).into_iter();
-            let attached = sessions.filter(|session| session.status == SessionStatus::Attached);
+            let attached = sessions.filter(|session| {
+                // A draining one may be detached already; its leases end by themselves.
+                matches!(session.status, SessionStatus::Attached | SessionStatus::Silent)
+            });
             attached.map(|session| (session.session, session.epoch)).collect::<Vec<_>>()
         });
         let registry = self.shared.registry.lock();

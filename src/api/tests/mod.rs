@@ -78,6 +78,7 @@ impl Drop for Node {
 async fn nodes(size: usize, running: usize) -> Vec<Node> {
     let mut listeners = Vec::new();
     for _ in 0..size {
+        #[allow(clippy::disallowed_methods, reason = "the ports must be known before the nodes start")]
         let bind = || TcpListener::bind("127.0.0.1:0");
         listeners.push((bind().await.unwrap(), bind().await.unwrap()));
     }

@@ -78,7 +78,7 @@ async fn packages_are_refused_for_what_the_state_knows() {
 
     let big = v1::NewPackage { payload: vec![0; 101].into(), ..package("jobs", "big") };
     let status = refused(submit_one(&mut node, big).await, Code::InvalidArgument, "BAD_FIELD");
-    assert_eq!(paths(&status), ["payload"]);
+    assert_eq!(paths(&status), ["packages[0].payload"]);
     submit_one(&mut node, package("jobs", "a")).await.unwrap();
     submit_one(&mut node, package("jobs", "a")).await.unwrap();
     let other = v1::NewPackage { kind: "other".into(), ..package("jobs", "a") };
