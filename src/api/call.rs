@@ -28,9 +28,12 @@ pub struct Call {
     /// It came from another node already.
     pub forwarded: bool,
     began: Instant,
-    /// The caller's own.
+    /// A little before the caller's own: so it hears what became of the call, not only that time ran out.
     deadline: Option<Instant>,
 }
+
+/// What is kept of the caller's time for the answer's way back: a tenth, at most this.
+const WAY_BACK: Duration = Duration::from_millis(50);
 
 impl Call {
     pub fn new(metadata: &MetadataMap, mode: Mode) -> Self {
@@ -41,7 +44,7 @@ impl Call {
             identity: if forwarded { Identity::from_hop(metadata) } else { Identity::Anonymous },
             forwarded,
             began,
-            deadline: timeout.and_then(|timeout| began.checked_add(timeout)),
+            deadline: timeout.and_then(|timeout| began.checked_add(timeout - WAY_BACK.min(timeout / 10))),
         }
     }
 
@@ -60,12 +63,9 @@ impl Call {
         self.deadline
     }
 
-    /// Until when the call waits for a leader: a little less than it may take, so that its caller
-    /// still hears why it was not done.
+    /// Until when the call waits for a leader.
     pub fn leader_wait_ends(&self) -> Instant {
-        let bound = Duration::from_millis(limits::LEADER_WAIT_MS);
-        let own = self.deadline.map(|deadline| deadline.saturating_duration_since(self.began));
-        self.began + own.map_or(bound, |own| bound.min(own * 9 / 10))
+        self.ends().min(self.began + Duration::from_millis(limits::LEADER_WAIT_MS))
     }
 }
 
@@ -109,7 +109,8 @@ mod tests {
         let mut metadata = MetadataMap::new();
         metadata.insert(GRPC_TIMEOUT, "100m".parse().unwrap());
         let call = Call::new(&metadata, Mode::Client);
-        assert_eq!(call.left(), Duration::from_millis(100));
-        assert_eq!(call.leader_wait_ends() + Duration::from_millis(10), call.ends());
+        assert_eq!(call.left(), Duration::from_millis(90));
+        assert_eq!(call.waits_until(), Some(call.ends()));
+        assert_eq!(call.leader_wait_ends(), call.ends());
     }
 }
