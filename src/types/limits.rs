@@ -90,6 +90,8 @@ pub const MAX_DELIVER_BYTES: usize = 1 << 20;
 pub const MAX_STREAM_QUEUE: usize = 1024;
 /// Requests of one submit stream that wait for their answer.
 pub const MAX_SUBMITS_IN_FLIGHT_A_STREAM: usize = 4096;
+/// Settling requests of one worker stream whose answer was not yet taken by its reader.
+pub const MAX_SETTLES_IN_FLIGHT_A_STREAM: usize = 256;
 /// Calls that wait for a package or queue at once, on one node.
 pub const MAX_WAITERS: usize = 100_000;
 /// gRPC streams a connection.
@@ -101,6 +103,23 @@ pub const MAX_EFFECT_BATCHES: usize = 4096;
 
 /// The worker stream is silent for so long: cut off.
 pub const WORKER_SILENCE_MS: u64 = 5_000;
+/// Silence and lag of worker streams are looked at so often.
+pub const LIVENESS_EVERY_MS: u64 = 250;
+/// Prefetch that others could work on is looked for so often.
+pub const RECALL_EVERY_MS: u64 = 250;
+/// A recall that brought nothing for so long becomes a reclaim.
+pub const RECALL_ANSWER_MS: u64 = 1_000;
+/// HTTP/2 pings on an idle connection of a client or peer, and how long their answer may take.
+pub const KEEPALIVE_EVERY_MS: u64 = 2_000;
+pub const KEEPALIVE_ANSWER_MS: u64 = 3_000;
+/// A call without a deadline of its own has this one, unless it waits for a package or queue.
+pub const DEFAULT_CALL_DEADLINE_MS: u64 = 10_000;
+/// A call waits for a leader at most so long, within its deadline.
+pub const LEADER_WAIT_MS: u64 = 10_000;
+/// The ends of so many sweeps are remembered for calls that come to ask.
+pub const MAX_SWEEPS_REMEMBERED: usize = 1024;
+/// Past so many queues, rates are no longer sampled.
+pub const MAX_RATED_QUEUES: usize = 1000;
 /// Log bytes after which a snapshot is taken.
 pub const SNAPSHOT_EVERY_LOG_BYTES: u64 = 256 << 20;
 /// A log segment; the very first one is smaller, so that a new node starts at once.
