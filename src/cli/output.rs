@@ -198,7 +198,7 @@ mod tests {
     fn durations_read_well() {
         assert_eq!(duration_json(Duration::from_millis(1500)), "1.500s");
         assert_eq!(duration_json(Duration::from_secs(60)), "60s");
-        assert_eq!(duration_text(Duration::from_secs(90)), "90s");
+        assert_eq!(duration_text(Duration::from_secs(90)), "1m 30s");
     }
 
     #[test]

@@ -19,8 +19,7 @@ Examples:
   wharf serve --node 1 --data-dir ./1 --cluster-node 1=127.0.0.1:7412 --cluster-node 2=127.0.0.1:7422 …
 
 Precedence: flag, environment (WHARF_LISTEN_CLIENT for listen.client), file, default.
-SIGTERM drains: leadership moves, streams finish, the log is flushed. A second one exits at once.
-SIGHUP reloads the log level.")]
+SIGTERM drains: leadership moves, streams finish, the log is flushed. A second one exits at once.")]
 pub struct Serve {
     #[command(flatten)]
     node: NodeFlags,
