@@ -1,5 +1,6 @@
 pub mod admin;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod env;
 pub mod machine;

@@ -112,3 +112,48 @@ pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 
 /// Queues that metrics name; more are only counted.
 pub const MAX_QUEUES_IN_METRICS: usize = 500;
+// The SDK (`client`).
+
+/// Addresses that one client may be given.
+pub const CLIENT_MAX_ADDRESSES: usize = 64;
+/// A call's deadline, unless its caller sets another.
+pub const CLIENT_CALL_DEADLINE_MS: u64 = 30_000;
+/// One try of a call that is safe to repeat waits so long before another node is asked.
+pub const CLIENT_TRY_MS: u64 = 2_500;
+/// One try of a wait; each longer wait is several.
+pub const CLIENT_WAIT_TRY_MS: u64 = 20_000;
+/// A connection is up after this, or another address is tried.
+pub const CLIENT_CONNECT_MS: u64 = 1_000;
+/// The first and the longest pause between tries.
+pub const CLIENT_BACKOFF_FIRST_MS: u64 = 5;
+pub const CLIENT_BACKOFF_MAX_MS: u64 = 1_000;
+/// For so long after a break pauses stay short: a failover is over by then.
+pub const CLIENT_BACKOFF_QUICK_FOR_MS: u64 = 2_000;
+pub const CLIENT_BACKOFF_QUICK_MAX_MS: u64 = 40;
+/// HTTP/2 windows of the SDK's connections.
+pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Bytes of packages or results that the SDK puts into one message, unless it is a single one.
+pub const CLIENT_MESSAGE_BYTES: usize = 1 << 20;
+/// Messages that wait for the network on one of the SDK's streams.
+pub const CLIENT_STREAM_QUEUE: usize = 16;
+/// Packages submitted by a `Submitter` and not yet confirmed, unless its owner sets another number.
+pub const CLIENT_SUBMIT_WINDOW: usize = 4_096;
+/// A worker sends a sign of life so often, and takes its stream for dead after so long a silence.
+pub const CLIENT_PING_EVERY_MS: u64 = 1_000;
+pub const CLIENT_SILENCE_MS: u64 = 3_000;
+/// A Hello is answered within this, or another node is tried.
+pub const CLIENT_WELCOME_MS: u64 = 2_500;
+/// A worker gives up when it could not attach for so long: the first time, and later.
+pub const CLIENT_ATTACH_MS: u64 = 60_000;
+pub const CLIENT_REATTACH_MS: u64 = 600_000;
+/// A handler that was cancelled is dropped after this.
+pub const CLIENT_CANCEL_GRACE_MS: u64 = 5_000;
+/// A draining worker waits so long for its handlers.
+pub const CLIENT_DRAIN_MS: u64 = 300_000;
+/// A worker that leaves waits so long for the cluster's goodbye.
+pub const CLIENT_GOODBYE_MS: u64 = 1_000;
+/// A settlement that the cluster could not take now is sent again after this.
+pub const CLIENT_RESEND_MS: u64 = 50;
+/// Extensions of one lease that wait for their turn.
+pub const CLIENT_MAX_EXTENSIONS_WAITING: usize = 16;
