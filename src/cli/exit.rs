@@ -2,6 +2,13 @@
 
 use std::process::ExitCode;
 
+use tonic::Code;
+
+use crate::client;
+
+/// The SDK's reason when no connection could be made.
+const UNREACHABLE: &str = "UNREACHABLE";
+
 /// What the process tells whoever started it. Part of the interface: scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -69,23 +76,26 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if cause.is::<crate::config::Error>() {
         return Some(Exit::BadConfig);
     }
-    if let Some(status) = cause.downcast_ref::<tonic::Status>() {
-        return Some(of_status(status));
+    if let Some(error) = cause.downcast_ref::<client::Error>() {
+        return Some(of_client(error));
     }
     // Standard output was closed by its reader, as `head` does.
     let io = cause.downcast_ref::<std::io::Error>()?;
     (io.kind() == std::io::ErrorKind::BrokenPipe).then_some(Exit::Ok)
 }
 
-/// The exit code of a gRPC answer.
-pub fn of_status(status: &tonic::Status) -> Exit {
-    use tonic::Code;
-    match status.code() {
+/// The exit code of a call's error.
+pub fn of_client(error: &client::Error) -> Exit {
+    of_answer(error.code(), error.reason(), error.is_unknown())
+}
+
+fn of_answer(code: Code, reason: &str, unknown: bool) -> Exit {
+    match code {
+        _ if unknown => Exit::TryAgain,
         Code::Ok => Exit::Ok,
         Code::NotFound => Exit::NotFound,
         Code::InvalidArgument => Exit::Usage,
-        // A node that answers says why with a reason; a broken connection says nothing.
-        Code::Unavailable if status.details().is_empty() => Exit::Unreachable,
+        Code::Unavailable if reason == UNREACHABLE => Exit::Unreachable,
         Code::Unavailable | Code::DeadlineExceeded | Code::Aborted => Exit::TryAgain,
         Code::PermissionDenied | Code::Unauthenticated => Exit::Denied,
         _ => Exit::Failed,
@@ -94,26 +104,23 @@ pub fn of_status(status: &tonic::Status) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context;
-    use tonic::{Code, Status};
-
     use super::*;
-
-    fn exit_of(status: Status) -> u8 {
-        of(&Err::<(), _>(status).context("submit").unwrap_err()) as u8
-    }
 
     #[test]
     fn codes_follow_the_answer() {
-        assert_eq!(exit_of(Status::not_found("no")), 4);
-        assert_eq!(exit_of(Status::invalid_argument("no")), 2);
-        assert_eq!(exit_of(Status::unavailable("connection refused")), 69);
-        let no_leader = Status::with_details(Code::Unavailable, "no leader", vec![1].into());
-        assert_eq!(exit_of(no_leader), 75);
-        assert_eq!(exit_of(Status::deadline_exceeded("late")), 75);
-        assert_eq!(exit_of(Status::permission_denied("no")), 77);
-        assert_eq!(exit_of(Status::unauthenticated("no")), 77);
-        assert_eq!(exit_of(Status::resource_exhausted("QUEUE_FULL")), 1);
+        let exit_of = |code, reason, unknown| of_answer(code, reason, unknown) as u8;
+        assert_eq!(exit_of(Code::NotFound, "QUEUE_NOT_FOUND", false), 4);
+        assert_eq!(exit_of(Code::InvalidArgument, "", false), 2);
+        assert_eq!(exit_of(Code::Unavailable, "UNREACHABLE", false), 69);
+        assert_eq!(exit_of(Code::Unavailable, "NO_LEADER", false), 75);
+        assert_eq!(exit_of(Code::Unavailable, "OUTCOME_UNKNOWN", true), 75);
+        assert_eq!(exit_of(Code::Unavailable, "UNREACHABLE", true), 75, "an earlier try may have been carried out");
+        assert_eq!(exit_of(Code::DeadlineExceeded, "DEADLINE", true), 75);
+        assert_eq!(exit_of(Code::Aborted, "REVISION_MISMATCH", false), 75);
+        assert_eq!(exit_of(Code::PermissionDenied, "", false), 77);
+        assert_eq!(exit_of(Code::Unauthenticated, "", false), 77);
+        assert_eq!(exit_of(Code::ResourceExhausted, "QUEUE_FULL", false), 1);
+        assert_eq!(exit_of(Code::FailedPrecondition, "LEASE_LOST", false), 1);
     }
 
     #[test]

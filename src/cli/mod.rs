@@ -5,15 +5,25 @@
 //! errors in that one place. An error names the next command to run.
 
 mod args;
+mod cluster;
+mod dev;
 pub mod exit;
+pub mod local;
 mod output;
+mod packages;
+mod queues;
+mod rows;
 mod serve;
+mod submit;
+mod work;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
+use self::args::Target;
 use self::exit::Exit;
+use crate::client::Client;
 
 /// Hands packages of work to workers, from a replicated cluster that loses nothing it confirmed.
 #[derive(Parser, Debug)]
@@ -36,6 +46,8 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 not ready or check failed, 4 not found, 6
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
+    #[command(flatten)]
+    target: Target,
     /// Ends this process when the process of that number, which started it, is gone.
     #[arg(long, global = true, hide = true, value_name = "PID")]
     die_with: Option<i32>,
@@ -44,7 +56,24 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Serve(serve::Serve),
+    Dev(dev::Dev),
+    Submit(submit::Submit),
+    Get(packages::Get),
+    Wait(packages::Wait),
+    Cancel(packages::Cancel),
+    Retry(packages::Retry),
+    Purge(packages::Purge),
+    Work(work::Work),
+    Queue(queues::QueueVerb),
+    Worker(cluster::WorkerVerb),
+    Cluster(cluster::ClusterVerb),
+    Check(cluster::Check),
     Config(serve::ConfigVerb),
+    /// Write a shell's completion script.
+    #[command(after_help = "Example:\n  wharf completion bash > /etc/bash_completion.d/wharf")]
+    Completion {
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Reads the arguments, runs the verb, tells what went wrong.
@@ -70,12 +99,34 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         die_with(parent)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async move {
-        match cli.verb {
-            Verb::Serve(verb) => verb.run().await,
-            Verb::Config(verb) => verb.run(),
+    let exit = runtime.block_on(dispatch(cli.verb, &cli.target));
+    // A verb is over when its answer is there; a blocked read of standard input is not waited for.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
+    let client = || Client::builder(&target.addr.join(",")).timeout(target.timeout).build();
+    match verb {
+        Verb::Serve(verb) => verb.run().await,
+        Verb::Dev(verb) => verb.run().await,
+        Verb::Submit(verb) => verb.run(&client()?).await,
+        Verb::Get(verb) => verb.run(&client()?).await,
+        Verb::Wait(verb) => verb.run(&client()?).await,
+        Verb::Cancel(verb) => verb.run(&client()?).await,
+        Verb::Retry(verb) => verb.run(&client()?).await,
+        Verb::Purge(verb) => verb.run(&client()?).await,
+        Verb::Work(verb) => verb.run(&client()?).await,
+        Verb::Queue(verb) => verb.run(&client()?).await,
+        Verb::Worker(verb) => verb.run(&client()?).await,
+        Verb::Cluster(verb) => verb.run(&client()?, target).await,
+        Verb::Check(verb) => verb.run(&client()?, target).await,
+        Verb::Config(verb) => verb.run(),
+        Verb::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "wharf", &mut std::io::stdout());
+            Ok(Exit::Ok)
         }
-    })
+    }
 }
 
 /// The kernel ends this process with its parent, however that dies.

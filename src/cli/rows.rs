@@ -331,8 +331,7 @@ impl Row for Queue {
 
     fn cells(&self) -> Vec<String> {
         let stats = &self.stats;
-        let counts =
-            [stats.scheduled, stats.ready, stats.leased, stats.completed, stats.dead, stats.workers];
+        let counts = [stats.scheduled, stats.ready, stats.leased, stats.completed, stats.dead, stats.workers];
         let mut cells = vec![self.name.clone(), self.marks()];
         cells.extend(counts.map(|count| count.to_string()));
         cells
