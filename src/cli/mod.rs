@@ -6,6 +6,7 @@
 
 mod args;
 mod cluster;
+mod demo;
 mod dev;
 pub mod exit;
 pub mod local;
@@ -55,6 +56,9 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    Demo(demo::Demo),
+    #[command(hide = true)]
+    DemoWorker(demo::DemoWorker),
     Serve(serve::Serve),
     Dev(dev::Dev),
     Submit(submit::Submit),
@@ -110,6 +114,8 @@ async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
     match verb {
         Verb::Serve(verb) => verb.run().await,
         Verb::Dev(verb) => verb.run().await,
+        Verb::Demo(verb) => verb.run().await,
+        Verb::DemoWorker(verb) => verb.run(&client()?).await,
         Verb::Submit(verb) => verb.run(&client()?).await,
         Verb::Get(verb) => verb.run(&client()?).await,
         Verb::Wait(verb) => verb.run(&client()?).await,

@@ -97,6 +97,41 @@ pub fn bar(total: Option<u64>, what: &'static str) -> ProgressBar {
     bar
 }
 
+/// Tells a story above a bar, on standard error.
+pub struct Narrator {
+    bar: ProgressBar,
+    started: tokio::time::Instant,
+}
+
+impl Narrator {
+    pub fn new(total: u64, what: &'static str) -> Self {
+        Self { bar: bar(Some(total), what), started: tokio::time::Instant::now() }
+    }
+
+    /// One sentence, with the time since the beginning.
+    pub fn tell(&self, what: impl std::fmt::Display) {
+        let at = self.started.elapsed().as_secs_f64();
+        self.bar.suspend(|| note(format_args!("{at:5.1}s  {what}")));
+    }
+
+    /// To be advanced by whoever makes progress.
+    pub fn bar(&self) -> ProgressBar {
+        self.bar.clone()
+    }
+
+    /// The bar begins anew.
+    pub fn phase(&self, total: u64, what: &'static str) {
+        self.bar.set_length(total);
+        self.bar.set_message(what);
+        self.bar.reset();
+    }
+
+    /// Takes the bar away.
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// As in proto3 JSON: `60s`, `1.500s`.
 pub fn duration_json(duration: Duration) -> String {
     match duration.subsec_millis() {
