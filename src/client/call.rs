@@ -16,7 +16,9 @@ use crate::types::limits;
 /// Whether a call may be sent again after a try of which nobody knows the outcome.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeat {
-    /// It changes nothing, or the same twice is the same as once.
+    /// It changes nothing, so its outcome is never unknown either.
+    Read,
+    /// The same twice is the same as once.
     Safe,
     /// Only a try that certainly changed nothing is repeated.
     IfNotApplied,
@@ -31,7 +33,7 @@ impl Client {
         R: Future<Output = Result<Response<A>, Status>>,
     {
         let try_for = match repeat {
-            Repeat::Safe => Duration::from_millis(limits::CLIENT_TRY_MS),
+            Repeat::Read | Repeat::Safe => Duration::from_millis(limits::CLIENT_TRY_MS),
             Repeat::IfNotApplied => self.timeout,
         };
         self.call_within(repeat, self.timeout, try_for, request, rpc).await
@@ -45,7 +47,11 @@ impl Client {
         R: Future<Output = Result<Response<A>, Status>>,
     {
         let try_for = Duration::from_millis(limits::CLIENT_WAIT_TRY_MS);
-        self.call_within(Repeat::Safe, within, try_for, request, rpc).await
+        let answer = self.call_within(Repeat::Read, within, try_for, request, rpc).await;
+        answer.map_err(|error| match error.is_timeout() {
+            true => Error::deadline(format!("still not finished after {within:?}")).certain(),
+            false => error,
+        })
     }
 
     async fn call_within<Q, A, F, R>(
@@ -70,11 +76,11 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let repeatable = error.is_transient() && (repeat == Repeat::Safe || !error.is_unknown());
+            let repeatable = error.is_transient() && (repeat != Repeat::IfNotApplied || !error.is_unknown());
             unknown |= error.is_unknown();
             let pause = backoff.pause(error.retry_after());
             if !repeatable || Instant::now() + pause >= deadline {
-                return Err(error.or_unknown(unknown));
+                return Err(if repeat == Repeat::Read { error.certain() } else { error.or_unknown(unknown) });
             }
             tracing::debug!(error = %error, pause_ms = pause.as_millis() as u64, "call is tried again");
             sleep(pause).await;
@@ -86,7 +92,10 @@ impl Client {
         F: Fn(Channel, Request<Q>) -> R,
         R: Future<Output = Result<Response<A>, Status>>,
     {
-        let node = self.nodes.pick().await?;
+        // Many callers may wait for one connection.
+        let node = timeout(try_for, self.nodes.pick())
+            .await
+            .map_err(|_| Error::unreachable(format_args!("no connection within {try_for:?}")))??;
         self.call_node(&node, try_for, request, rpc).await
     }
 
@@ -104,6 +113,7 @@ impl Client {
     {
         let mut request = Request::new(request);
         request.set_timeout(try_for);
+        let late = || Error::deadline(format!("{} did not answer within {try_for:?}", node.addr));
         match timeout(try_for, rpc(node.channel.clone(), request)).await {
             Ok(Ok(answer)) => {
                 self.nodes.learn(answer.metadata());
@@ -111,16 +121,26 @@ impl Client {
             }
             Ok(Err(status)) => {
                 let error = Error::from_status(&status);
-                self.complain(node, &error);
+                let error = if error.is_timeout() && error.is_transport() { late() } else { error };
+                self.complain_after(node, &error, try_for);
                 self.nodes.learn(status.metadata());
                 Err(error)
             }
             Err(_) => {
-                // A frozen node accepts everything and answers nothing.
-                let error = Error::deadline(format!("{} did not answer within {try_for:?}", node.addr));
-                self.complain(node, &error);
+                let error = late();
+                self.complain_after(node, &error, try_for);
                 Err(error)
             }
+        }
+    }
+
+    /// A frozen node accepts everything and answers nothing, so an ordinary call that is late
+    /// condemns it. A long wait says nothing: a dead connection is noticed by its keepalive.
+    fn complain_after(&self, node: &Node, error: &Error, try_for: Duration) {
+        let waited = error.is_timeout() && try_for > Duration::from_millis(limits::CLIENT_TRY_MS);
+        let hurried = error.is_timeout() && try_for < Duration::from_millis(limits::CLIENT_TRY_MS);
+        if !waited && !hurried {
+            self.complain(node, error);
         }
     }
 

@@ -16,7 +16,7 @@ impl Client {
     /// What one node sees, whichever answers.
     pub async fn status(&self) -> Result<NodeStatus, Error> {
         let request = GetStatusRequest::default();
-        self.call(Repeat::Safe, request, |channel, request| async move { cluster(channel).get_status(request).await })
+        self.call(Repeat::Read, request, |channel, request| async move { cluster(channel).get_status(request).await })
             .await
     }
 
@@ -28,7 +28,7 @@ impl Client {
     /// What every node sees: those that the client was given and those that they name. Asks them
     /// all at once, each for at most `within`.
     pub async fn statuses(&self, within: Duration) -> Vec<(String, Result<NodeStatus, Error>)> {
-        let mut asked = self.addresses();
+        let asked = self.addresses();
         let mut answers = self.ask_all(&asked, within).await;
         let named = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).flat_map(|status| &status.members);
         let mut others: Vec<String> = named.map(|member| member.client_addr.clone()).collect();
@@ -37,7 +37,6 @@ impl Client {
         others.retain(|addr| !addr.is_empty() && !asked.contains(addr));
         // One node may be known by two addresses; its number tells.
         let more = self.ask_all(&others, within).await;
-        asked.extend(others);
         for (addr, answer) in more {
             let node = answer.as_ref().ok().map(|status| status.node);
             let seen = answers.iter().any(|(_, a)| node.is_some() && a.as_ref().ok().map(|s| s.node) == node);

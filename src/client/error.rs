@@ -14,6 +14,8 @@ pub(super) mod reason {
     pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
     pub const OVERLOADED: &str = "OVERLOADED";
     pub const ALREADY_FINISHED: &str = "ALREADY_FINISHED";
+    pub const ATOMIC_REFUSED: &str = "ATOMIC_REFUSED";
+    pub const QUEUE_NOT_FOUND: &str = "QUEUE_NOT_FOUND";
     pub const CHILD_REJECTED: &str = "CHILD_REJECTED";
     /// The SDK's own: no connection could be made, so nothing was sent.
     pub const UNREACHABLE: &str = "UNREACHABLE";
@@ -107,12 +109,21 @@ impl Error {
         self
     }
 
+    /// The call changes nothing, whatever came of it.
+    pub(super) fn certain(mut self) -> Self {
+        self.unknown = false;
+        self
+    }
+
     /// From the answer of a node, or from what tonic made of a broken connection.
     pub(super) fn from_status(status: &Status) -> Self {
         // Only what this side made up has a source; what came over the wire has none.
         let local = status.source().is_some();
-        if local && never_sent(status) {
+        if local && caused_by::<tonic::ConnectError>(status) {
             return Self::unreachable(status.message());
+        }
+        if local && caused_by::<tonic::TimeoutExpired>(status) {
+            return Self::deadline("no answer came in time");
         }
         Self::new(status.code(), status.message(), &status.get_error_details(), local)
     }
@@ -200,11 +211,11 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Whether a connection could not be made at all.
-fn never_sent(status: &Status) -> bool {
+/// Whether such an error is among what led to the status.
+fn caused_by<E: std::error::Error + 'static>(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
+        if error.is::<E>() {
             return true;
         }
         source = error.source();

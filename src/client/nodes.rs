@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -33,6 +34,8 @@ struct Book {
     /// Which seed is asked while no leader is known.
     cursor: usize,
     leader: Option<String>,
+    /// A leader that was named and could not be reached, and until when it is not followed.
+    avoided: Option<(String, Instant)>,
     /// Of seeds and the leader only, so bounded.
     open: HashMap<String, Node>,
     made: u64,
@@ -50,7 +53,7 @@ pub(super) struct Node {
 impl Nodes {
     /// `addrs` are `host:port`; at least one.
     pub fn new(env: Env, addrs: Vec<String>, follow_leader: bool) -> Self {
-        let book = Book { seeds: addrs, cursor: 0, leader: None, open: HashMap::new(), made: 0 };
+        let book = Book { seeds: addrs, cursor: 0, leader: None, avoided: None, open: HashMap::new(), made: 0 };
         Self { env, follow_leader, book: Mutex::new(book), connecting: tokio::sync::Mutex::new(()) }
     }
 
@@ -73,7 +76,12 @@ impl Nodes {
             (_, Some(node)) => return Ok(node),
             (addr, None) => addr,
         };
-        self.connect(&addr).await.inspect_err(|_| self.book.lock().leave(&addr))
+        self.connect(&addr).await.inspect_err(|_| self.book.lock().unreachable(&addr, Instant::now()))
+    }
+
+    /// The leader, if it is known and is not this node.
+    pub fn better_than(&self, node: &Node) -> bool {
+        self.book.lock().leader.as_deref().is_some_and(|leader| leader != &*node.addr)
     }
 
     /// A certain node, whether it leads or not.
@@ -108,7 +116,7 @@ impl Nodes {
     /// Somebody says that this is the leader. Empty: not known.
     pub fn led_by(&self, addr: &str) {
         if self.follow_leader && !addr.is_empty() {
-            self.book.lock().led_by(addr);
+            self.book.lock().led_by(addr, Instant::now());
         }
     }
 
@@ -143,7 +151,20 @@ impl Book {
         }
     }
 
-    fn led_by(&mut self, addr: &str) {
+    /// No connection could be made.
+    fn unreachable(&mut self, addr: &str, now: Instant) {
+        if self.leader.as_deref() == Some(addr) {
+            let given = self.seeds.iter().any(|seed| seed == addr);
+            let ms = if given { limits::CLIENT_AVOID_SEED_MS } else { limits::CLIENT_AVOID_LEADER_MS };
+            self.avoided = Some((addr.to_owned(), now + Duration::from_millis(ms)));
+        }
+        self.leave(addr);
+    }
+
+    fn led_by(&mut self, addr: &str, now: Instant) {
+        if self.avoided.as_ref().is_some_and(|(avoided, until)| avoided == addr && now < *until) {
+            return;
+        }
         if self.leader.as_deref() != Some(addr) {
             self.forget_leader();
             self.leader = Some(addr.to_owned());
@@ -194,7 +215,7 @@ mod tests {
 
     fn book(seeds: &[&str]) -> Book {
         let seeds = seeds.iter().map(ToString::to_string).collect();
-        Book { seeds, cursor: 0, leader: None, open: HashMap::new(), made: 0 }
+        Book { seeds, cursor: 0, leader: None, avoided: None, open: HashMap::new(), made: 0 }
     }
 
     #[test]
@@ -203,15 +224,30 @@ mod tests {
         assert_eq!(book.preferred().0, "a:1");
         book.leave("a:1");
         assert_eq!(book.preferred().0, "b:1");
-        book.led_by("z:1");
+        let now = Instant::now();
+        book.led_by("z:1", now);
         assert_eq!(book.preferred().0, "z:1");
         book.leave("z:1");
         assert_eq!(book.preferred().0, "b:1");
-        book.led_by("b:1");
+        book.led_by("b:1", now);
         book.leave("b:1");
         assert_eq!(book.preferred().0, "c:1", "a dead leader is not asked again as a seed");
         book.leave("a:1");
         assert_eq!(book.preferred().0, "c:1", "complaints about others change nothing");
+    }
+
+    #[test]
+    fn a_leader_that_cannot_be_reached_is_not_followed_again_at_once() {
+        let mut book = book(&["a:1", "b:1"]);
+        let now = Instant::now();
+        book.led_by("z:1", now);
+        book.unreachable("z:1", now);
+        book.led_by("z:1", now);
+        assert_eq!(book.preferred().0, "a:1", "a seed forwards");
+        book.led_by("y:1", now);
+        assert_eq!(book.preferred().0, "y:1", "another leader is another matter");
+        book.led_by("z:1", now + Duration::from_millis(limits::CLIENT_AVOID_LEADER_MS));
+        assert_eq!(book.preferred().0, "z:1");
     }
 
     #[test]

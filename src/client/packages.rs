@@ -48,15 +48,27 @@ impl Client {
         results
     }
 
-    /// Submits all packages or none, in one call.
+    /// Submits all packages or none, in one call. The error is that of the package to blame.
     pub async fn submit_atomic(&self, mut packages: Vec<NewPackage>) -> Result<Vec<Submitted>, Error> {
         self.mint_missing(&mut packages);
-        let count = packages.len();
-        let response = self.call_submit(SubmitRequest { packages, atomic: true }).await?;
-        if response.results.len() != count {
-            return Err(malformed("a submit with the wrong number of results"));
+        let deadline = Instant::now() + self.timeout;
+        let mut backoff = Backoff::new(self.nodes.env().random.clone());
+        let mut unknown = false;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let request = SubmitRequest { packages: packages.clone(), atomic: true };
+            let response = self.with_timeout(left).call_submit(request).await;
+            let error = match response.and_then(|response| all(response, packages.len())) {
+                Ok(taken) => return Ok(taken),
+                Err(error) => error.or_unknown(unknown),
+            };
+            unknown = error.is_unknown();
+            let pause = backoff.pause(error.retry_after());
+            if !error.is_transient() || Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            sleep(pause).await;
         }
-        response.results.into_iter().map(submitted).collect()
     }
 
     /// Submits one package and waits until it is finished: request and response over a queue.
@@ -126,7 +138,7 @@ impl Client {
     pub async fn purge_packages(&self, queue: &str, states: &[State], validate_only: bool) -> Result<u64, Error> {
         let states = states.iter().map(|state| *state as i32).collect();
         let request = PurgePackagesRequest { queue: queue.to_owned(), states, validate_only };
-        let repeat = if validate_only { Repeat::Safe } else { Repeat::IfNotApplied };
+        let repeat = if validate_only { Repeat::Read } else { Repeat::IfNotApplied };
         let response = self
             .call(repeat, request, |channel, request| async move { packages(channel).purge_packages(request).await })
             .await?;
@@ -141,7 +153,7 @@ impl Client {
 
     async fn read_package(&self, request: GetPackageRequest) -> Result<Package, Error> {
         let response = self
-            .call(Repeat::Safe, request, |channel, request| async move { packages(channel).get_package(request).await })
+            .call(Repeat::Read, request, |channel, request| async move { packages(channel).get_package(request).await })
             .await?;
         response.package.ok_or_else(|| malformed("a read without its package"))
     }
@@ -183,6 +195,25 @@ impl Client {
         }
         results.into_iter().map(|result| result.unwrap_or_else(|| Err(malformed("no result")))).collect()
     }
+}
+
+/// The results of an atomic submit.
+fn all(response: SubmitResponse, count: usize) -> Result<Vec<Submitted>, Error> {
+    if response.results.len() != count {
+        return Err(malformed("a submit with the wrong number of results"));
+    }
+    let (mut taken, mut refused) = (Vec::with_capacity(count), None::<Error>);
+    for result in response.results {
+        match submitted(result) {
+            Ok(one) => taken.push(one),
+            // The others only say that this one spoiled it.
+            Err(error) if refused.as_ref().is_none_or(|first| first.reason() == reason::ATOMIC_REFUSED) => {
+                refused = Some(error);
+            }
+            Err(_) => {}
+        }
+    }
+    refused.map_or(Ok(taken), Err)
 }
 
 fn fill(results: &mut [Option<Result<Submitted, Error>>], open: &[usize], error: &Error) {

@@ -35,7 +35,7 @@ impl Client {
     pub async fn get_queue(&self, name: &str) -> Result<Queue, Error> {
         let request = GetQueueRequest { name: name.to_owned(), stale_ok: false };
         let response = self
-            .call(Repeat::Safe, request, |channel, request| async move { queues(channel).get_queue(request).await })
+            .call(Repeat::Read, request, |channel, request| async move { queues(channel).get_queue(request).await })
             .await?;
         some(response.queue)
     }
@@ -44,7 +44,7 @@ impl Client {
     pub async fn list_queues(&self, prefix: &str) -> Result<Vec<Queue>, Error> {
         let request = ListQueuesRequest { prefix: prefix.to_owned(), stale_ok: false };
         let response = self
-            .call(Repeat::Safe, request, |channel, request| async move { queues(channel).list_queues(request).await })
+            .call(Repeat::Read, request, |channel, request| async move { queues(channel).list_queues(request).await })
             .await?;
         Ok(response.queues)
     }
@@ -150,7 +150,7 @@ impl Client {
     pub async fn list_workers(&self, queue: &str) -> Result<Vec<WorkerInfo>, Error> {
         let request = ListWorkersRequest { queue: queue.to_owned(), stale_ok: false };
         let response = self
-            .call(Repeat::Safe, request, |channel, request| async move { queues(channel).list_workers(request).await })
+            .call(Repeat::Read, request, |channel, request| async move { queues(channel).list_workers(request).await })
             .await?;
         Ok(response.workers)
     }

@@ -5,7 +5,7 @@
 //! the same ids, so that a package is made once. Order is kept while nothing breaks; what is sent
 //! again may fall behind.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -154,8 +154,8 @@ struct Pipeline {
     client: Client,
     receiver: mpsc::Receiver<Waiting>,
     /// To be sent, in order. Bounded by the window, like `sent`.
-    unsent: std::collections::VecDeque<Waiting>,
-    sent: HashMap<u64, Vec<Waiting>>,
+    unsent: VecDeque<Waiting>,
+    sent: BTreeMap<u64, Vec<Waiting>>,
     seq: u64,
     /// Refused for the moment: nothing is sent before this.
     hold_until: Option<Instant>,
@@ -172,7 +172,7 @@ struct Open {
 impl Pipeline {
     fn new(client: Client, receiver: mpsc::Receiver<Waiting>) -> Self {
         let backoff = Backoff::new(client.nodes.env().random.clone());
-        Self { client, receiver, unsent: Default::default(), sent: HashMap::new(), seq: 0, hold_until: None, backoff }
+        Self { client, receiver, unsent: Default::default(), sent: BTreeMap::new(), seq: 0, hold_until: None, backoff }
     }
 
     async fn run(mut self) {
@@ -229,16 +229,26 @@ impl Pipeline {
         Ok(Open { node, requests, responses: answer.into_inner(), heard: Instant::now() })
     }
 
-    /// Sends and receives until the stream breaks. None: it ended because nothing was left to do.
+    /// Sends and receives until the stream breaks. None: it ended in good order, because nothing was
+    /// left to do or to go on at the leader.
     async fn pump(&mut self, mut open: Open) -> Option<Error> {
         let mut taken = Vec::with_capacity(TAKE);
         loop {
-            self.fill(&open.requests);
+            // A follower serves, but each package makes a hop: what is under way ends here.
+            let moving = self.client.nodes.better_than(&open.node);
+            if moving && self.sent.is_empty() {
+                return None;
+            }
+            if !moving {
+                self.fill(&open.requests);
+            }
             // A stream that owes answers and is silent is dead, or its node is frozen.
             let silent_at = open.heard + Duration::from_millis(limits::CLIENT_SILENCE_MS);
             let wake = self.hold_until.unwrap_or(silent_at).min(silent_at);
-            let may_send = !self.unsent.is_empty() && self.hold_until.is_none();
+            let may_send = !self.unsent.is_empty() && self.hold_until.is_none() && !moving;
             tokio::select! {
+                // In this order, so that a simulation repeats.
+                biased;
                 message = open.responses.next() => match message {
                     Some(Ok(response)) => {
                         open.heard = Instant::now();
@@ -343,9 +353,7 @@ impl Pipeline {
 
     /// After a break: everything unconfirmed is to be sent again, oldest first.
     fn requeue(&mut self) {
-        let mut groups: Vec<_> = self.sent.drain().collect();
-        groups.sort_by_key(|(seq, _)| std::cmp::Reverse(*seq));
-        for (_, group) in groups {
+        for group in std::mem::take(&mut self.sent).into_values().rev() {
             for mut waiting in group.into_iter().rev() {
                 waiting.unknown = true;
                 self.unsent.push_front(waiting);
@@ -372,7 +380,7 @@ impl Pipeline {
         if self.unsent.iter().any(|waiting| waiting.deadline <= now) {
             let (over, open) = self.unsent.drain(..).partition(|waiting| waiting.deadline <= now);
             self.unsent = open;
-            let over: std::collections::VecDeque<Waiting> = over;
+            let over: VecDeque<Waiting> = over;
             over.into_iter().for_each(Waiting::expire);
         }
     }

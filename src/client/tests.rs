@@ -1,6 +1,8 @@
 //! The SDK against a scripted node: a real gRPC server in the same process whose answers the test
 //! writes by hand.
 
+#![allow(clippy::disallowed_methods, reason = "the scripted node listens by itself")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,13 +19,18 @@ use crate::proto::v1::package_service_server::{PackageService, PackageServiceSer
 use crate::proto::v1::work_request::Request as Ask;
 use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
-use crate::proto::v1::*;
+use crate::proto::v1::{
+    CancelPackageRequest, CancelPackageResponse, Deliver, EndOfWork, GetPackageRequest, GetPackageResponse, Goaway,
+    Held, Hello, Outcome, Pong, PurgePackagesRequest, PurgePackagesResponse, RetryPackageRequest, RetryPackageResponse,
+    Revoke, Settled, SubmitRequest, SubmitResponse, SubmitResult, SubmitStreamRequest, SubmitStreamResponse, Verdict,
+    WaitPackageRequest, WaitPackageResponse, Welcome, WorkRequest, WorkResponse, verdict,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
 fn refusal(code: Code, reason: &str) -> Status {
     let mut details = ErrorDetails::new();
-    details.set_error_info(reason, "wharf", Default::default());
+    details.set_error_info(reason, "wharf", std::collections::HashMap::new());
     Status::with_error_details(code, "told", details)
 }
 
@@ -35,6 +42,8 @@ struct FakeNode {
     refusals: Arc<Mutex<Vec<Status>>>,
     submits: Arc<AtomicUsize>,
     ids: Arc<Mutex<Vec<String>>>,
+    /// Whom it names as the leader.
+    leader: Arc<Mutex<Option<String>>>,
 }
 
 struct WorkerStream {
@@ -76,6 +85,12 @@ impl WorkerStream {
         self.to_worker.send(Ok(response)).await.expect("the worker listens");
     }
 
+    /// The stream breaks, as when the node dies.
+    async fn cut(self) {
+        let broken = Err(Status::unavailable("the node is gone"));
+        self.to_worker.send(broken).await.expect("the worker listens");
+    }
+
     async fn welcome(&self, hello: &Hello, kinds: &[verdict::Kind]) {
         let verdicts = hello.held.iter().zip(kinds).map(|(held, kind)| Verdict {
             queue: held.queue.clone(),
@@ -114,7 +129,11 @@ impl WorkerService for FakeNode {
         let (to_worker, answers) = mpsc::channel(16);
         let stream = WorkerStream { from_worker: request.into_inner(), to_worker };
         self.streams.send(stream).await.map_err(|_| Status::unavailable("the test is over"))?;
-        Ok(Response::new(ReceiverStream::new(answers)))
+        let mut response = Response::new(ReceiverStream::new(answers));
+        if let Some(leader) = &*self.leader.lock() {
+            response.metadata_mut().insert(nodes::LEADER_KEY, leader.parse().expect("an address is ASCII"));
+        }
+        Ok(response)
     }
 }
 
@@ -212,6 +231,7 @@ impl Fake {
             refusals: Default::default(),
             submits: Default::default(),
             ids: Default::default(),
+            leader: Default::default(),
         };
         let router = Server::builder()
             .add_service(WorkerServiceServer::new(node.clone()))
@@ -259,7 +279,7 @@ async fn a_worker_reattaches_with_all_it_holds_and_settles_once_more() {
     stream.deliver(&[10, 11, 12, 13]).await;
     assert_eq!(stream.done().await, [10]);
     // The answer is lost with the stream.
-    drop(stream);
+    stream.cut().await;
 
     let mut stream = fake.stream().await;
     let again = stream.hello().await;
@@ -311,15 +331,44 @@ async fn a_worker_moves_on_from_a_dead_node_and_follows_goaway() {
 }
 
 #[tokio::test]
+async fn a_worker_goes_on_at_the_leader_but_stays_if_that_cannot_be_reached() {
+    let (mut follower, mut leader) = (Fake::start().await, Fake::start().await);
+    *follower.node.leader.lock() = Some(leader.addr.clone());
+    let run = tokio::spawn(follower.client().worker(["jobs"]).run(|_| async { Ok::<_, Failure>(()) }));
+    let mut stream = follower.stream().await;
+    let hello = stream.hello().await;
+    stream.welcome(&hello, &[]).await;
+    let mut stream = leader.stream().await;
+    assert_eq!(stream.hello().await.session, hello.session);
+    stream.welcome(&hello, &[]).await;
+
+    // From now on the follower names a leader behind a wall.
+    *follower.node.leader.lock() = Some(dead_addr().await);
+    stream.tell(Tell::Goaway(Goaway { leader: String::new(), reason: "leadership ended".into() })).await;
+    let mut stream = follower.stream().await;
+    let hello = stream.hello().await;
+    stream.welcome(&hello, &[]).await;
+    let mut stream = follower.stream().await;
+    let hello = stream.hello().await;
+    stream.welcome(&hello, &[]).await;
+    stream.tell(Tell::EndOfWork(EndOfWork { queue: "jobs".into() })).await;
+    assert!(matches!(stream.next().await.1, Ask::Drain(_)), "it stays on the follower's stream");
+    drop(stream);
+    assert!(run.await.expect("no panic").expect("it ends well").end_of_work);
+}
+
+#[tokio::test]
 async fn a_drained_worker_gives_back_what_it_did_not_start() {
     let mut fake = Fake::start().await;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let handler_gate = gate.clone();
+    let (started, mut starts) = mpsc::channel(1);
     let worker = fake.client().worker(["jobs"]).drain_on(async move { drop(stopped.await) }).build();
     let run = tokio::spawn(worker.run(move |_| {
-        let gate = handler_gate.clone();
+        let (gate, started) = (handler_gate.clone(), started.clone());
         async move {
+            started.send(()).await.expect("the test waits for it");
             gate.acquire().await.expect("the gate stays").forget();
             Err::<(), _>(Failure::permanent("no good"))
         }
@@ -328,6 +377,7 @@ async fn a_drained_worker_gives_back_what_it_did_not_start() {
     let hello = stream.hello().await;
     stream.welcome(&hello, &[]).await;
     stream.deliver(&[1, 2, 3]).await;
+    starts.recv().await.expect("the first is started");
     stop.send(()).expect("the worker listens");
     let (received, release) = stream.next().await;
     let Ask::Release(release) = release else { panic!("expected a Release, got {release:?}") };
@@ -342,6 +392,28 @@ async fn a_drained_worker_gives_back_what_it_did_not_start() {
     drop(stream);
     let summary = run.await.expect("no panic").expect("it ends well");
     assert_eq!(summary, worker::Summary { delivered: 3, failed: 1, released: 2, ..Default::default() });
+}
+
+#[tokio::test]
+async fn a_session_that_was_closed_settles_what_is_left_and_ends() {
+    let mut fake = Fake::start().await;
+    let worker = fake.client().worker(["jobs"]).build();
+    let run = tokio::spawn(worker.run(|_| async { Ok::<_, Failure>(()) }));
+    let mut stream = fake.stream().await;
+    let hello = stream.hello().await;
+    stream.welcome(&hello, &[]).await;
+    stream.deliver(&[1]).await;
+    assert_eq!(stream.done().await, [1]);
+    // An operator drained it; the end of the stream overtakes the outcome.
+    drop(stream);
+    let mut stream = fake.stream().await;
+    let hello = stream.hello().await;
+    assert_eq!(hello.held.len(), 1);
+    stream.welcome(&hello, &[verdict::Kind::Settled]).await;
+    assert!(matches!(stream.next().await.1, Ask::Drain(_)));
+    drop(stream);
+    let summary = run.await.expect("no panic").expect("it ends well");
+    assert_eq!(summary, worker::Summary { delivered: 1, completed: 1, reattached: 1, ..Default::default() });
 }
 
 #[tokio::test]

@@ -133,8 +133,12 @@ pub const CLIENT_BACKOFF_QUICK_MAX_MS: u64 = 40;
 /// HTTP/2 windows of the SDK's connections.
 pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 8 << 20;
 pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// A leader that was named but cannot be reached is not tried again for so long: briefly if the
+/// client was given its address, else long, for then it probably never can be.
+pub const CLIENT_AVOID_SEED_MS: u64 = 1_000;
+pub const CLIENT_AVOID_LEADER_MS: u64 = 30_000;
 /// Bytes of packages or results that the SDK puts into one message, unless it is a single one.
-pub const CLIENT_MESSAGE_BYTES: usize = 1 << 20;
+pub const CLIENT_MESSAGE_BYTES: usize = 512 << 10;
 /// Messages that wait for the network on one of the SDK's streams.
 pub const CLIENT_STREAM_QUEUE: usize = 16;
 /// Packages submitted by a `Submitter` and not yet confirmed, unless its owner sets another number.

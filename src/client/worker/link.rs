@@ -20,9 +20,12 @@ use crate::types::limits;
 
 /// A stream, or the attempt to get one.
 pub(super) enum Link {
-    Down(BoxFuture<'static, Result<(Up, Welcome), Error>>),
-    Up(Up),
+    Down(BoxFuture<'static, Result<Box<Attached>, Error>>),
+    Up(Box<Up>),
 }
+
+/// What an attempt brings when it succeeds.
+pub(super) type Attached = (Box<Up>, Welcome);
 
 /// An attached stream.
 pub(super) struct Up {
@@ -34,9 +37,9 @@ pub(super) struct Up {
 
 /// What a link brings.
 pub(super) enum News {
-    Attached(Result<(Up, Welcome), Error>),
-    Response(Response),
-    /// The node ended the stream in good order.
+    Attached(Result<Box<Attached>, Error>),
+    Response(Box<Response>),
+    /// The cluster ended the stream in good order: the session was closed.
     Ended,
     Broken(Error),
 }
@@ -47,7 +50,7 @@ impl Link {
         let client = client.clone();
         Self::Down(Box::pin(async move {
             sleep(pause).await;
-            attach(&client, hello, received_fence).await
+            attach(&client, hello, received_fence).await.map(Box::new)
         }))
     }
 
@@ -59,7 +62,7 @@ impl Link {
                 match up.responses.next().await {
                     Some(Ok(WorkResponse { response: Some(response), .. })) => {
                         up.heard = Instant::now();
-                        return News::Response(response);
+                        return News::Response(Box::new(response));
                     }
                     // A kind of message that this SDK does not know yet.
                     Some(Ok(_)) => up.heard = Instant::now(),
@@ -78,8 +81,19 @@ impl Link {
     }
 }
 
-/// One try at one node: connect, Hello, Welcome.
-async fn attach(client: &Client, hello: Hello, received_fence: u64) -> Result<(Up, Welcome), Error> {
+/// One try: at the node that is preferred now, and then at the leader if that names another.
+async fn attach(client: &Client, hello: Hello, received_fence: u64) -> Result<Attached, Error> {
+    let (up, welcome) = attach_once(client, hello.clone(), received_fence).await?;
+    if client.nodes.better_than(&up.node) {
+        // Through a follower each message makes a hop. What came on its stream is sent again.
+        drop(up);
+        return attach_once(client, hello, received_fence).await;
+    }
+    Ok((up, welcome))
+}
+
+/// Connect, Hello, Welcome.
+async fn attach_once(client: &Client, hello: Hello, received_fence: u64) -> Result<Attached, Error> {
     let node = client.nodes.pick().await?;
     let bound = Duration::from_millis(limits::CLIENT_WELCOME_MS);
     match timeout(bound, greet(client, node.clone(), hello, received_fence)).await {
@@ -95,7 +109,7 @@ async fn attach(client: &Client, hello: Hello, received_fence: u64) -> Result<(U
     }
 }
 
-async fn greet(client: &Client, node: Node, hello: Hello, received_fence: u64) -> Result<(Up, Welcome), Error> {
+async fn greet(client: &Client, node: Node, hello: Hello, received_fence: u64) -> Result<Attached, Error> {
     let (requests, receiver) = mpsc::channel(limits::CLIENT_STREAM_QUEUE);
     // The Hello goes ahead: the node reads it before it answers with headers.
     let first = WorkRequest { received_fence, request: Some(Request::Hello(hello)) };
@@ -129,7 +143,9 @@ async fn greet(client: &Client, node: Node, hello: Hello, received_fence: u64) -
         }
     };
     match first {
-        Some(Response::Welcome(welcome)) => Ok((Up { node, requests, responses, heard: Instant::now() }, welcome)),
+        Some(Response::Welcome(welcome)) => {
+            Ok((Box::new(Up { node, requests, responses, heard: Instant::now() }), welcome))
+        }
         Some(Response::Goaway(goaway)) => {
             client.nodes.elsewhere(&node);
             client.nodes.led_by(&goaway.leader);

@@ -23,4 +23,3 @@ mod settle;
 pub use builder::{Builder, Worker};
 pub use delivery::{Completion, Delivery, Failure};
 pub use event::{Event, Kind, Lease, Summary};
-pub use run::SESSION_DRAINED;

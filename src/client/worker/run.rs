@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use super::super::backoff::Backoff;
+use super::super::error::reason;
 use super::super::package::std_duration;
 use super::super::{Client, Error};
 use super::builder::{Options, Worker};
@@ -24,10 +25,6 @@ use crate::proto::v1::work_request::Request;
 use crate::proto::v1::work_response::Response;
 use crate::proto::v1::{Drain, Hello, Ping, Welcome, WorkRequest};
 use crate::types::limits;
-
-/// The reason of a `Goaway` that ends a drained session for good; after any other the worker comes
-/// back.
-pub const SESSION_DRAINED: &str = "SESSION_DRAINED";
 
 pub(super) type Handle = Box<dyn Fn(Delivery) -> BoxFuture<'static, Result<Completion, Failure>> + Send + Sync>;
 
@@ -116,9 +113,16 @@ impl Runner {
                 Step::Drain => self.leave(now),
                 Step::Wake => {}
             }
-            // Whatever else is ready goes into the same messages.
+            // Whatever else is ready goes into the same messages: handlers that are about to end
+            // get their turn first.
+            if !self.tasks.is_empty() {
+                tokio::task::yield_now().await;
+            }
             while let Some(finished) = self.tasks.try_join_next() {
                 self.finished(finished);
+            }
+            while let Ok(ask) = self.asks.1.try_recv() {
+                self.asked(ask);
             }
             self.ledger.tick(now);
             self.start_handlers(now);
@@ -143,10 +147,13 @@ impl Runner {
             }
         };
         tokio::select! {
+            // In this order, so that a simulation repeats. Nobody starves: each turn of the loop
+            // takes what is ready of the rest, and looks at the clock.
+            biased;
+            () = &mut self.drain, if self.leaving.is_none() => Step::Drain,
             news = self.link.next() => Step::News(news),
             Some(finished) = self.tasks.join_next() => Step::Finished(finished),
             Some(ask) = self.asks.1.recv() => Step::Ask(ask),
-            () = &mut self.drain, if self.leaving.is_none() => Step::Drain,
             () = room => Step::Wake,
             () = sleep_until(wake) => Step::Wake,
         }
@@ -163,18 +170,10 @@ impl Runner {
 
     fn news(&mut self, news: News, now: Instant) -> Result<(), Error> {
         match news {
-            News::Attached(Ok((up, welcome))) => self.attached(up, welcome, now),
+            News::Attached(Ok(attached)) => self.attached(attached.0, attached.1, now),
             News::Attached(Err(error)) => return self.attach_failed(error, now),
-            News::Response(response) => self.response(response, now),
-            News::Ended if self.leaving.as_ref().is_some_and(|leaving| leaving.told) && self.holds_nothing() => {
-                self.over = true;
-            }
-            News::Ended => {
-                if let Some(up) = self.link.up() {
-                    self.client.nodes.elsewhere(&up.node);
-                }
-                self.detach(Error::unreachable("the node ended the stream"), now);
-            }
+            News::Response(response) => self.response(*response, now),
+            News::Ended => self.closed(now),
             News::Broken(error) => {
                 if let Some(up) = self.link.up() {
                     self.client.complain(&up.node, &error);
@@ -185,7 +184,18 @@ impl Runner {
         Ok(())
     }
 
-    fn attached(&mut self, up: Up, welcome: Welcome, now: Instant) {
+    /// The session was closed: it was drained, by this worker or by an operator. What has no outcome
+    /// yet is settled under a new one, which gets nothing.
+    fn closed(&mut self, now: Instant) {
+        self.leave(now);
+        if self.holds_nothing() {
+            self.over = true;
+        } else {
+            self.detach(Error::unreachable("the session was closed"), now);
+        }
+    }
+
+    fn attached(&mut self, up: Box<Up>, welcome: Welcome, now: Instant) {
         let reattached = self.attached_before;
         self.summary.reattached += u64::from(reattached);
         self.event(Event::Attached {
@@ -211,15 +221,11 @@ impl Runner {
     }
 
     fn attach_failed(&mut self, error: Error, now: Instant) -> Result<(), Error> {
-        let for_good = matches!(
-            error.code(),
-            Code::InvalidArgument
-                | Code::NotFound
-                | Code::PermissionDenied
-                | Code::Unauthenticated
-                | Code::Unimplemented
-                | Code::FailedPrecondition
-        );
+        let for_good = match error.code() {
+            Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => true,
+            Code::NotFound => error.reason() == reason::QUEUE_NOT_FOUND,
+            _ => false,
+        };
         if for_good || self.give_up_at.is_some_and(|at| at <= now) {
             self.ledger.cancel_all();
             return Err(error);
@@ -278,11 +284,7 @@ impl Runner {
                     self.client.nodes.elsewhere(&up.node);
                 }
                 self.client.nodes.led_by(&goaway.leader);
-                if goaway.reason == SESSION_DRAINED && self.holds_nothing() {
-                    self.over = true;
-                } else {
-                    self.detach(Error::unreachable(format_args!("sent away: {}", goaway.reason)), now);
-                }
+                self.detach(Error::unreachable(format_args!("sent away: {}", goaway.reason)), now);
             }
         }
     }
@@ -421,7 +423,7 @@ impl Runner {
                 self.blocked = true;
                 return;
             };
-            let request = if let Some(request) = self.ledger.next_message(self.options.max_in_flight) {
+            let request = if let Some(request) = self.ledger.next_message(self.options.credit()) {
                 request
             } else if tell {
                 // After the releases, so that they count as released and not as drained.
@@ -451,7 +453,7 @@ fn hello(options: &Options, ledger: &Ledger) -> Hello {
         queues: options.queues.clone(),
         kinds: options.kinds.clone(),
         labels: options.labels.clone(),
-        max_in_flight: options.max_in_flight,
+        max_in_flight: options.credit(),
         max_in_flight_bytes: options.max_in_flight_bytes,
         concurrency: options.concurrency,
         held: ledger.held(),

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Runs every `sh` block of README.md, in order, as a newcomer would type it.
+
+A block after `<!-- run: background -->` is started and left running until the end; the next
+block starts once the text after `until:` has appeared in its output. A block after
+`<!-- run: no, because … -->` is not run.
+"""
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+BLOCK = re.compile(r"(?:<!-- run: ([^\n]*?) -->\n+)?```sh\n(.*?)```", re.S)
+LIMIT_SECONDS = 40 * 60
+WAIT_SECONDS = 60
+
+
+def main() -> int:
+    text = open("README.md", encoding="utf-8").read()
+    blocks = BLOCK.findall(text)
+    if len(blocks) < 3:
+        sys.exit("README.md has hardly any block: was it understood?")
+    env = dict(os.environ, PATH=os.path.abspath("target/release") + os.pathsep + os.environ["PATH"])
+    background = []
+    try:
+        for note, code in blocks:
+            print(f"\n$ {code.strip()}", flush=True)
+            if note.startswith("no, because "):
+                print(f"(not run: {note})", flush=True)
+            elif note.startswith("background"):
+                background.append(start(code, note, env))
+            else:
+                begin = time.monotonic()
+                done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=env, timeout=LIMIT_SECONDS)
+                if done.returncode != 0:
+                    print(f"README block failed with {done.returncode}", file=sys.stderr)
+                    return 1
+                print(f"(ok, {time.monotonic() - begin:.0f} s)", flush=True)
+    finally:
+        for process in background:
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+    return 0
+
+
+def start(code: str, note: str, env: dict) -> subprocess.Popen:
+    until = note.split("until: ", 1)[1]
+    log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", code],
+        env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+    )
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        if until in open(log.name, encoding="utf-8").read():
+            print(f"(running: printed {until!r})", flush=True)
+            return process
+        time.sleep(0.1)
+    print(open(log.name, encoding="utf-8").read(), file=sys.stderr)
+    os.killpg(process.pid, signal.SIGKILL)
+    sys.exit(f"README block never printed {until!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+//! The house rules that a program can check: who imports whom, the purity of the machine, file
+//! sizes, leftovers, and that every command has its script.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each module may use of the others. A new edge is a design change: its own commit, with why.
+const IMPORTS: &[(&str, &[&str])] = &[
+    ("types", &[]),
+    ("proto", &[]),
+    ("env", &["types"]),
+    ("config", &["types"]),
+    ("telemetry", &["types"]),
+    ("machine", &["types", "proto"]),
+    ("storage", &["types", "proto", "env"]),
+    ("raft", &["types", "proto", "env", "machine", "storage"]),
+    ("dispatch", &["types", "env", "machine", "raft"]),
+    ("api", &["types", "proto", "env", "machine", "raft", "dispatch"]),
+    ("admin", &["types", "env", "machine", "raft", "telemetry"]),
+    ("client", &["types", "proto", "env"]),
+    (
+        "node",
+        &["types", "env", "machine", "storage", "raft", "dispatch", "api", "admin", "config", "telemetry", "proto"],
+    ),
+    ("cli", &["types", "env", "client", "node", "config", "telemetry", "storage", "proto"]),
+    ("testkit", &["types", "env", "client", "proto", "storage", "cli"]),
+];
+
+/// Lines past which a file is surely two things.
+const MAX_LINES: usize = 800;
+
+/// Words of the machine's law: what `apply` may never touch.
+const IMPURE: &[&str] = &[
+    "std::time",
+    "tokio",
+    "std::fs",
+    "std::io::stdin",
+    "std::env",
+    "std::thread",
+    "std::net",
+    "rand::",
+    "tracing::",
+    "println!",
+    "async fn",
+    "f32",
+    "f64",
+    "std::collections::HashMap",
+    "std::collections::HashSet",
+];
+
+const LEFTOVERS: &[&str] = &["todo!(", "unimplemented!(", "dbg!(", "FIXME", "XXX", "#[ignore"];
+
+struct Source {
+    path: PathBuf,
+    text: String,
+    /// The text without its test module and comments.
+    code: String,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(below: &str) -> Vec<Source> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(below)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("the folder is there").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).expect("sources are UTF-8");
+                found.push(Source { code: code_of(&text), path, text });
+            }
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    assert!(!found.is_empty(), "no sources below {below}");
+    found
+}
+
+fn code_of(text: &str) -> String {
+    let body = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
+    body.lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join("\n")
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
+fn report(problems: Vec<String>) {
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+/// The module names that follow `crate::`, alone or in braces.
+fn crate_imports(code: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for after in code.split("crate::").skip(1) {
+        let word = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        match after.strip_prefix('{') {
+            None => names.push(word(after)),
+            Some(group) => {
+                let mut depth = 0;
+                let mut item = String::new();
+                for c in group.chars() {
+                    match c {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' if depth == 0 => names.push(word(std::mem::take(&mut item).trim())),
+                        _ => {}
+                    }
+                    if depth == 0 && c != ',' {
+                        item.push(c);
+                    }
+                }
+                names.push(word(item.trim()));
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn modules_import_only_what_the_table_allows() {
+    let table: BTreeMap<_, _> = IMPORTS.iter().copied().collect();
+    let mut problems = Vec::new();
+    for source in sources("src") {
+        let path = relative(&source.path);
+        let module = path.trim_start_matches("src/").split(['/', '.']).next().unwrap_or_default().to_owned();
+        if module == "lib" || module == "main" {
+            continue;
+        }
+        let Some(allowed) = table.get(module.as_str()) else {
+            problems.push(format!("{path}: the module `{module}` is not in the import table of tests/tidy.rs"));
+            continue;
+        };
+        for import in crate_imports(&source.code) {
+            let is_module = table.contains_key(import.as_str());
+            if is_module && import != module && !allowed.contains(&import.as_str()) {
+                problems.push(format!("{path}: `{module}` must not import `{import}`"));
+            }
+        }
+    }
+    report(problems);
+}
+
+#[test]
+fn the_machine_is_pure() {
+    let mut problems = Vec::new();
+    for source in sources("src/machine") {
+        for (number, line) in source.code.lines().enumerate() {
+            for word in IMPURE.iter().filter(|word| line.contains(*word)) {
+                problems.push(format!("{}:{}: `{word}` in the machine", relative(&source.path), number + 1));
+            }
+        }
+    }
+    report(problems);
+}
+
+#[test]
+fn only_raft_and_storage_name_openraft() {
+    let mut problems = Vec::new();
+    for source in sources("src") {
+        let path = relative(&source.path);
+        let allowed = path.starts_with("src/raft/") || path.starts_with("src/storage/");
+        if !allowed && source.code.contains("openraft::") {
+            problems.push(format!("{path} names openraft"));
+        }
+    }
+    report(problems);
+}
+
+#[test]
+fn files_are_of_one_thing() {
+    let mut problems = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        let lines = source.text.lines().count();
+        if lines > MAX_LINES {
+            problems.push(format!("{} has {lines} lines, more than {MAX_LINES}", relative(&source.path)));
+        }
+    }
+    report(problems);
+}
+
+#[test]
+fn folders_open_with_their_purpose() {
+    let mut problems = Vec::new();
+    for source in sources("src") {
+        if !source.text.starts_with("//!") {
+            problems.push(format!("{} does not open with what it is", relative(&source.path)));
+        }
+        let top =
+            source.path.ends_with("mod.rs") && source.path.components().count() == root().components().count() + 3;
+        let purpose_only = ["src/proto/mod.rs", "src/testkit/mod.rs", "src/cli/mod.rs"];
+        if top && !purpose_only.contains(&relative(&source.path).as_str()) && !source.text.contains("Invariants") {
+            problems.push(format!("{} names no invariants", relative(&source.path)));
+        }
+    }
+    report(problems);
+}
+
+#[test]
+fn nothing_is_left_over() {
+    let mut problems = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")).chain(sources("examples")) {
+        if source.path.ends_with("tidy.rs") {
+            continue;
+        }
+        for (number, line) in source.text.lines().enumerate() {
+            for word in LEFTOVERS.iter().filter(|word| line.contains(*word)) {
+                problems.push(format!("{}:{}: `{word}`", relative(&source.path), number + 1));
+            }
+        }
+    }
+    report(problems);
+}
+
+#[test]
+fn every_channel_is_bounded() {
+    let mut problems = Vec::new();
+    for source in sources("src") {
+        for word in ["unbounded_channel", "UnboundedSender", "unbounded()", "mpsc::channel()"] {
+            if source.code.contains(word) {
+                problems.push(format!("{}: `{word}`", relative(&source.path)));
+            }
+        }
+    }
+    report(problems);
+}
+
+#[test]
+fn every_command_has_its_script() {
+    let proto = fs::read_to_string(root().join("proto/wharf/internal/v1/stored.proto")).expect("the proto is there");
+    let ops = proto.split("oneof op {").nth(1).and_then(|rest| rest.split('}').next()).expect("the list of commands");
+    let commands: Vec<_> = ops.lines().filter_map(|line| line.trim().split_whitespace().nth(1)).collect();
+    assert!(commands.len() > 20, "the list of commands was not understood");
+    let scripts = root().join("tests/machine/scripts/commands");
+    let missing: Vec<_> = commands
+        .into_iter()
+        .filter(|command| !scripts.join(command).exists())
+        .map(|command| format!("tests/machine/scripts/commands/{command} is missing"))
+        .collect();
+    report(missing);
+}
