@@ -8,8 +8,6 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-use crate::config::{Log, LogFormat};
-
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -19,19 +17,18 @@ pub enum Error {
     Twice,
 }
 
-/// Sends the process's logs to standard error, as configured. Once a process.
-pub fn init(log: &Log) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&log.level)?;
+/// Sends the process's logs to standard error: those of `level` (`info`, or by module
+/// `info,wharf::raft=debug`), as JSON lines or as text. Once a process.
+pub fn init(level: &str, json: bool) -> Result<(), Error> {
+    let filter = EnvFilter::try_new(level)?;
     let stderr = std::io::stderr;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
         .with_span_events(FmtSpan::NONE)
         .with_ansi(stderr().is_terminal());
-    let set = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
-    };
+    let set =
+        if json { builder.json().flatten_event(true).with_current_span(false).try_init() } else { builder.try_init() };
     set.map_err(|_| Error::Twice)
 }
 

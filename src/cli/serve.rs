@@ -97,7 +97,7 @@ enum LogFormat {
 impl Serve {
     pub async fn run(self) -> anyhow::Result<Exit> {
         let config = self.node.load()?;
-        telemetry::init(&config.log)?;
+        telemetry::init(&config.log.level, config.log.format == crate::config::LogFormat::Json)?;
         node::run(config).await?;
         Ok(Exit::Ok)
     }

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
 use super::ledger::{Pen, What};
+use crate::client::Client;
 use crate::client::worker::Lease;
 use crate::proto::v1::work_request::Request;
 use crate::proto::v1::work_response::Response;
@@ -54,11 +55,12 @@ pub fn channel() -> (Sender, mpsc::Receiver<Stale>) {
 }
 
 /// Completes what is handed over until the sender is gone, and writes down the answers.
-pub async fn insist(addrs: Vec<String>, pen: Arc<Pen>, mut leases: mpsc::Receiver<Stale>) {
+pub async fn insist(client: Client, pen: Arc<Pen>, mut leases: mpsc::Receiver<Stale>) {
+    let addrs = client.addresses();
     let mut batch = Vec::new();
     while leases.recv_many(&mut batch, WAITING).await > 0 {
         for (addr, _) in addrs.iter().cycle().zip(0..TRIES) {
-            if let Ok(Ok(outcomes)) = timeout(TRY_FOR, complete(addr, &batch)).await {
+            if let Ok(Ok(outcomes)) = timeout(TRY_FOR, complete(addr, client.mint_id(), &batch)).await {
                 outcomes.iter().for_each(|outcome| note(&pen, outcome));
                 break;
             }
@@ -77,11 +79,11 @@ fn note(pen: &Pen, outcome: &Outcome) {
 }
 
 /// Sends completions on a session of its own: they stand or fall by their fences alone.
-async fn complete(addr: &str, leases: &[Stale]) -> anyhow::Result<Vec<Outcome>> {
+async fn complete(addr: &str, session: String, leases: &[Stale]) -> anyhow::Result<Vec<Outcome>> {
     let channel = Endpoint::from_shared(format!("http://{addr}"))?.connect().await?;
     let hello = Hello {
         worker: "stubborn".into(),
-        session: uuid::Uuid::now_v7().to_string(),
+        session,
         queues: leases.iter().take(1).map(|lease| lease.queue.clone()).collect(),
         // It wants no work.
         kinds: vec!["none".into()],

@@ -39,7 +39,7 @@ impl DemoWorker {
     pub async fn run(self, client: &Client) -> anyhow::Result<Exit> {
         let pen = Arc::new(Pen::open(&self.file)?);
         let (stale, stale_leases) = stale::channel();
-        let stubborn = tokio::spawn(stale::insist(client.addresses(), pen.clone(), stale_leases));
+        let stubborn = tokio::spawn(stale::insist(client.clone(), pen.clone(), stale_leases));
         let observer = Observer { pen: pen.clone(), started: Mutex::default(), stale };
         let worker = client
             .worker([self.queue])
