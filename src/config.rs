@@ -18,7 +18,7 @@ use bytesize::ByteSize;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::types::{NodeId, limits};
 
@@ -115,6 +115,7 @@ pub struct Raft {
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub election_max: Duration,
     /// Log bytes after which a snapshot is taken.
+    #[serde(serialize_with = "exact")]
     pub snapshot_every: ByteSize,
 }
 
@@ -125,10 +126,13 @@ pub struct Limits {
     /// Connections a listener.
     pub connections: usize,
     /// Bytes of a log file.
+    #[serde(serialize_with = "exact")]
     pub log_segment: ByteSize,
     /// Bytes of the log's tail that stay in memory.
+    #[serde(serialize_with = "exact")]
     pub log_cache: ByteSize,
     /// Disk space set aside for completions and snapshots, at least.
+    #[serde(serialize_with = "exact")]
     pub disk_reserve: ByteSize,
 }
 
@@ -607,6 +611,17 @@ fn is_wildcard(addr: &str) -> bool {
     split_addr(addr).is_some_and(|(host, _)| is_wildcard_host(host))
 }
 
+/// A size without rounding: `256MiB`, or `1000B`.
+fn exact<S: Serializer>(size: &ByteSize, to: S) -> Result<S::Ok, S::Error> {
+    const MIB: u64 = 1 << 20;
+    let bytes = size.as_u64();
+    if bytes > 0 && bytes.is_multiple_of(MIB) {
+        to.collect_str(&format_args!("{}MiB", bytes / MIB))
+    } else {
+        to.collect_str(&format_args!("{bytes}B"))
+    }
+}
+
 /// A list, or one text with commas, as the environment gives it.
 fn list_or_commas<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
@@ -726,7 +741,7 @@ mod tests {
 
     #[test]
     fn what_is_rendered_reads_back_the_same() {
-        let file = "node = 2\ncluster.nodes = ['1=a:1', '2=b:2']\n[recovery]\nskip_entry = { index = 7, crc = 9 }\n[raft]\nheartbeat = '150ms'\n";
+        let file = "node = 2\ncluster.nodes = ['1=a:1', '2=b:2']\n[recovery]\nskip_entry = { index = 7, crc = 9 }\n[raft]\nheartbeat = '150ms'\nsnapshot_every = '100000001B'\n";
         let config = read(file, &[], vec![]).unwrap();
         assert_eq!(read(&config.render(), &[], vec![]).unwrap(), config);
     }

@@ -52,6 +52,7 @@ enum WorkerVerbs {
     },
     /// Tell a worker to finish what it holds and go; nobody is killed in the middle of a package.
     Drain {
+        /// As `wharf worker list` shows it.
         session: String,
         #[command(flatten)]
         output: Output,

@@ -23,6 +23,7 @@ Examples:
   wharf dev --nodes 1
   wharf dev --dir ./cluster        keeps everything; the same again goes on where it was")]
 pub struct Dev {
+    /// How many nodes.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=9))]
     nodes: u64,
     /// Keep the nodes' data here.

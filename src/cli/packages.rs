@@ -13,8 +13,10 @@ use crate::client::{self, Client, State};
 /// Names one package.
 #[derive(Args, Debug)]
 struct Named {
+    /// The queue, `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     queue: String,
+    /// The package's id.
     id: String,
 }
 
@@ -99,6 +101,7 @@ Examples:
   wharf purge jobs --state dead --state completed
   wharf purge jobs --all")]
 pub struct Purge {
+    /// The queue, `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     queue: String,
     /// Which; may be given several times.

@@ -37,6 +37,7 @@ enum Verbs {
 
 #[derive(Args, Debug)]
 struct Named {
+    /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     name: String,
     /// Only if the queue is at this revision.
@@ -54,6 +55,7 @@ Examples:
   wharf queue create mail --lease 30s --max-attempts 3 --dead-letter-queue mail-dead
   wharf queue create team-a/jobs --max-packages 1000000")]
 struct Create {
+    /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     name: String,
     #[command(flatten)]
@@ -65,6 +67,7 @@ struct Create {
 /// Change settings of a queue; what is not named stays.
 #[derive(Args, Debug)]
 struct Update {
+    /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     name: String,
     #[command(flatten)]
@@ -89,6 +92,7 @@ struct List {
 /// Show a queue with its settings.
 #[derive(Args, Debug)]
 struct Show {
+    /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     name: String,
     #[command(flatten)]
@@ -101,6 +105,7 @@ struct Show {
 Example:
   wharf queue seal jobs && wharf queue wait jobs --within 10m")]
 struct Wait {
+    /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     name: String,
     /// Give up after this; exit 75.
@@ -113,6 +118,7 @@ struct Wait {
 /// Delete a queue. Without --force it must hold nothing scheduled, ready, leased or dead.
 #[derive(Args, Debug)]
 struct Delete {
+    /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     name: String,
     /// With everything in it.
@@ -123,6 +129,7 @@ struct Delete {
 /// Submit DEAD packages of a queue to another, or dead letters back to where they came from.
 #[derive(Args, Debug)]
 struct Redrive {
+    /// The queue with the dead packages, or the dead-letter queue.
     #[arg(value_parser = args::queue)]
     from: String,
     /// Where to; back to where they came from if not given.

@@ -84,6 +84,7 @@ struct NodeFlags {
     /// error, warn, info, debug or trace; by module: info,wharf::raft=debug
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// Lines for people, or JSON.
     #[arg(long, value_enum, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
 }

@@ -35,6 +35,7 @@ Examples:
 The same --id again with the same content is answered as the first time; with other content it is
 refused. With --id-prefix, line N gets the id PREFIX-N.")]
 pub struct Submit {
+    /// The queue, `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
     queue: String,
     #[command(flatten)]

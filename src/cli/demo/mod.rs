@@ -54,10 +54,13 @@ Examples:
   wharf demo --packages 100000 --workers 8
   wharf demo --json | jq .longest_confirm_gap_ms")]
 pub struct Demo {
+    /// How many packages.
     #[arg(long, default_value_t = 20_000, value_name = "N", value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
     packages: u64,
+    /// How many nodes.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(3..=9))]
     nodes: u64,
+    /// How many workers at a time.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=64))]
     workers: u32,
     /// Keep logs and the workers' files here.

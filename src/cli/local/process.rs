@@ -85,3 +85,46 @@ impl Process {
         Ok(kill_process(pid, signal)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    /// A shell takes `--die-with` as parameters of its script.
+    fn shell(script: &str, log: &Path) -> Process {
+        Process::spawn(Path::new("/bin/sh"), ["-c", script], log).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_child_can_be_ended_in_each_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+
+        let mut polite = shell("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done", &log);
+        while !std::fs::read_to_string(&log).unwrap().contains("up") {
+            tokio::task::yield_now().await;
+        }
+        assert!(polite.has_ended().is_none());
+        polite.terminate().unwrap();
+        assert_eq!(polite.ended(SOON).await.and_then(|status| status.code()), Some(7));
+        assert!(polite.terminate().is_err(), "it is gone");
+        assert!(std::fs::read_to_string(&log).unwrap().contains("bye"));
+
+        let mut frozen = shell("exec sleep 600", &log);
+        frozen.freeze().unwrap();
+        let stat = format!("/proc/{}/stat", frozen.child.id().unwrap());
+        while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+            tokio::task::yield_now().await;
+        }
+        frozen.terminate().unwrap();
+        assert!(frozen.ended(Duration::from_millis(50)).await.is_none(), "the frozen do not hear");
+        frozen.thaw().unwrap();
+        assert_eq!(frozen.ended(SOON).await.and_then(|status| status.signal()), Some(15));
+
+        shell("trap '' TERM; exec sleep 600", &log).kill().await.unwrap();
+    }
+}
