@@ -9,6 +9,7 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use indicatif::ProgressBar;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::sync::mpsc;
 
 use super::args::{self, Output};
 use super::exit::{self, Exit, Failure};
@@ -19,6 +20,8 @@ use crate::types::limits;
 
 /// How many refusals of a pipeline are told one by one.
 const REFUSALS_TOLD: u64 = 5;
+/// Lines that were read and not submitted.
+const LINES_WAITING: usize = 64;
 
 /// Submit packages to a queue.
 #[derive(Args, Debug)]
@@ -134,32 +137,30 @@ impl Submit {
     }
 
     /// One package a line. What was refused does not stop the rest.
-    async fn lines(&self, client: &Client, input: impl AsyncRead + Unpin) -> anyhow::Result<Exit> {
+    async fn lines(&self, client: &Client, input: impl AsyncRead + Send + Unpin + 'static) -> anyhow::Result<Exit> {
         let bar = output::bar(None, "submitted");
         let submitter = client.submitter().build();
-        let mut input = BufReader::new(input);
+        let mut lines = read_lines(input);
+        let mut more = true;
         let mut open = FuturesOrdered::new();
         let mut tally = Tally { format: self.output.output, ..Tally::default() };
         let mut number = 0_u64;
-        while let Some(line) = read_line(&mut input).await.context("cannot read standard input")? {
-            number += 1;
-            let id = match &self.id_prefix {
-                Some(prefix) => format!("{prefix}-{number}"),
-                None => client.mint_id(),
-            };
-            let ticket = submitter.submit(self.package(line, Some(id.clone()))).await?;
-            open.push_back(answer(id, ticket));
-            // The window of the submitter bounds what is open; answers are taken as they come.
-            while let Some(Some((id, result))) = futures::FutureExt::now_or_never(open.next()) {
-                tally.count(self, id, result, &bar)?;
+        while more || !open.is_empty() {
+            tokio::select! {
+                Some((id, result)) = open.next() => tally.count(self, id, result, &bar)?,
+                line = lines.recv(), if more && open.len() < limits::CLIENT_SUBMIT_WINDOW => match line {
+                    Some(line) => {
+                        number += 1;
+                        let id = match &self.id_prefix {
+                            Some(prefix) => format!("{prefix}-{number}"),
+                            None => client.mint_id(),
+                        };
+                        let ticket = submitter.submit(self.package(line?, Some(id.clone()))).await?;
+                        open.push_back(answer(id, ticket));
+                    }
+                    None => more = false,
+                },
             }
-            while open.len() > limits::CLIENT_SUBMIT_WINDOW {
-                let Some((id, result)) = open.next().await else { break };
-                tally.count(self, id, result, &bar)?;
-            }
-        }
-        while let Some((id, result)) = open.next().await {
-            tally.count(self, id, result, &bar)?;
         }
         submitter.close().await;
         bar.finish_and_clear();
@@ -204,6 +205,21 @@ impl Submit {
 
 async fn answer(id: String, ticket: Ticket) -> (String, Result<client::Submitted, client::Error>) {
     (id, ticket.await)
+}
+
+/// Lines as they come. A task reads them, so that a line half read is never lost to a `select`.
+fn read_lines(input: impl AsyncRead + Send + Unpin + 'static) -> mpsc::Receiver<anyhow::Result<Vec<u8>>> {
+    let (sender, receiver) = mpsc::channel(LINES_WAITING);
+    tokio::spawn(async move {
+        let mut input = BufReader::new(input);
+        while let Some(line) = read_line(&mut input).await.context("cannot read standard input").transpose() {
+            let failed = line.is_err();
+            if sender.send(line).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 /// A line without its end. None: no more.
@@ -293,10 +309,10 @@ mod tests {
 
     #[tokio::test]
     async fn lines_are_payloads_without_their_ends() {
-        let mut input = BufReader::new(&b"one\n\nthree"[..]);
+        let mut input = read_lines(&b"one\n\nthree"[..]);
         let mut lines = Vec::new();
-        while let Some(line) = read_line(&mut input).await.unwrap() {
-            lines.push(String::from_utf8(line).unwrap());
+        while let Some(line) = input.recv().await {
+            lines.push(String::from_utf8(line.unwrap()).unwrap());
         }
         assert_eq!(lines, ["one", "", "three"]);
     }

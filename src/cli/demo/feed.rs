@@ -7,8 +7,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use indicatif::ProgressBar;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::QUEUE;
 use crate::client::{Client, Error, NewPackage, Submitted, Submitter, Ticket};
@@ -16,8 +16,8 @@ use crate::client::{Client, Error, NewPackage, Submitted, Submitter, Ticket};
 /// How often a few packages are submitted.
 const BEAT: Duration = Duration::from_millis(5);
 
-/// The submitting task.
-pub struct Feed(JoinHandle<anyhow::Result<Fed>>);
+/// The submitting task. Ends when dropped.
+pub struct Feed(AbortOnDropHandle<anyhow::Result<Fed>>);
 
 /// What was submitted.
 #[derive(Debug, Default)]
@@ -34,7 +34,8 @@ impl Feed {
     /// Starts submitting `packages` over `spread`. The second part tells how many are confirmed.
     pub fn start(client: Client, packages: u64, spread: Duration, bar: ProgressBar) -> (Self, watch::Receiver<u64>) {
         let (progress, receiver) = watch::channel(0);
-        (Self(tokio::spawn(feed(client, packages, spread, progress, bar))), receiver)
+        let task = tokio::spawn(feed(client, packages, spread, progress, bar));
+        (Self(AbortOnDropHandle::new(task)), receiver)
     }
 
     pub async fn end(self) -> anyhow::Result<Fed> {

@@ -82,6 +82,11 @@ impl Demo {
             _ = interrupt.recv() => Err(Failure::new(Exit::Failed, "interrupted").into()),
             _ = terminate.recv() => Err(Failure::new(Exit::Failed, "interrupted").into()),
         };
+        // A node that ended by itself is the cause of whatever failed.
+        let played = played.map_err(|error| match cluster.check_alive() {
+            Ok(()) => error,
+            Err(dead) => dead.context(error),
+        });
         let outcome = played.and_then(|report| self.conclude(&report));
         if outcome.is_err() {
             cluster.keep();
@@ -107,8 +112,7 @@ impl Demo {
 
         let (feed, progress) = feed::Feed::start(client.clone(), self.packages, SUBMIT_FOR, say.bar());
         let mut plot = Plot { cluster, crew: &mut crew, progress, packages: self.packages, say: &say };
-        plot.play().await?;
-        let fed = feed.end().await?;
+        let ((), fed) = tokio::try_join!(plot.play(), feed.end())?;
 
         say.tell(format_args!("all is submitted; the queue is sealed and worked to its end"));
         client.seal_queue(QUEUE, None).await?;

@@ -159,12 +159,12 @@ impl Cluster {
         let deadline = Instant::now() + within;
         for at in 0..self.nodes.len() {
             while self.nodes[at].process.is_some() {
-                self.nodes[at].check_alive()?;
+                self.check_alive()?;
                 let status = client.status_of(&self.nodes[at].client_addr, ANSWER_WITHIN).await;
                 if status.is_ok_and(|status| status.leader != 0) {
                     break;
                 }
-                self.before(deadline, at)?;
+                self.check_deadline(deadline, at)?;
                 sleep(LOOK_EVERY).await;
             }
         }
@@ -244,11 +244,17 @@ impl Cluster {
         }
         let all = futures::future::join_all(running.iter_mut().map(|process| process.ended(DRAIN_WITHIN)));
         tokio::select! { _ = all => {} () = give_up => {} }
+        // Gone for certain before their directory goes; an error means that it ended by itself.
+        let _ = futures::future::join_all(running.into_iter().map(Process::kill)).await;
     }
 
-    /// Fails once a node ended by itself, with the end of its log.
+    /// Fails once a node ended by itself, with the end of its log, which then stays.
     pub fn check_alive(&mut self) -> anyhow::Result<()> {
-        self.nodes.iter_mut().try_for_each(Node::check_alive)
+        let alive = self.nodes.iter_mut().try_for_each(Node::check_alive);
+        if alive.is_err() {
+            self.keep();
+        }
+        alive
     }
 
     fn configure(&self, options: &Options) -> anyhow::Result<()> {
@@ -269,16 +275,18 @@ impl Cluster {
         Ok(())
     }
 
-    fn before(&self, deadline: Instant, at: usize) -> anyhow::Result<()> {
+    fn check_deadline(&mut self, deadline: Instant, at: usize) -> anyhow::Result<()> {
+        if Instant::now() < deadline {
+            return Ok(());
+        }
+        self.keep();
         let node = &self.nodes[at];
-        anyhow::ensure!(
-            Instant::now() < deadline,
+        anyhow::bail!(
             "node {} was not ready in time; the end of its log ({}):\n{}",
             node.id,
             node.log_file().display(),
             node.log_tail()
-        );
-        Ok(())
+        )
     }
 
     fn node_mut(&mut self, id: NodeId) -> anyhow::Result<&mut Node> {
