@@ -38,7 +38,7 @@ pub const OLDEST_EVERY: u64 = 16;
 
 /// A session's `max_in_flight`: default and ceiling.
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 64;
-pub const MAX_IN_FLIGHT_CEILING: u32 = 10_000;
+pub const MAX_IN_FLIGHT_CEILING: u32 = 1_000;
 /// A session's `max_in_flight_bytes` by default.
 pub const DEFAULT_MAX_IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Queues times kinds that one subscription may name. Fixed.
