@@ -141,6 +141,8 @@ pub const LOG_CACHE_BYTES: usize = 48 << 20;
 /// Disk space set aside for completions and snapshots, at least.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 
+/// Queues that metrics name; more are only counted.
+pub const MAX_QUEUES_IN_METRICS: usize = 500;
 // The SDK (`client`).
 
 /// Addresses that one client may be given.
