@@ -12,20 +12,24 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::disk::{Disk, Space};
 use super::error::Error;
 use super::identity::{ClusterId, Identity};
 use super::log::{Ends, Log, LogId};
 use super::snapshots::Snapshots;
+use super::space::Room;
 use super::wal::{Options, Wal};
 
 /// See the module. Holds the directory's lock.
 pub struct Home {
-    pub identity: Identity,
     /// Whether this call made the directory.
     pub is_new: bool,
     pub log: Arc<Wal>,
     pub snapshots: Snapshots,
+    identity: Mutex<Identity>,
+    room: Mutex<Room>,
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     _lock: Box<dyn Send + Sync>,
@@ -59,12 +63,26 @@ impl Home {
         disk.create_dir(&log_dir)?;
         let log = Wal::open(Arc::clone(&disk), &log_dir, identity.incarnation, options)?;
         let snapshots = Snapshots::open(Arc::clone(&disk), &dir.join("snapshots"))?;
-        Ok(Self { identity, is_new, log: Arc::new(log), snapshots, disk, dir: dir.to_path_buf(), _lock: lock })
+        Ok(Self {
+            is_new,
+            log: Arc::new(log),
+            snapshots,
+            identity: Mutex::new(identity),
+            room: Mutex::default(),
+            disk,
+            dir: dir.to_path_buf(),
+            _lock: lock,
+        })
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.identity.lock().clone()
     }
 
     /// Remembers for good which cluster this node belongs to. A second cluster is refused.
-    pub fn join(&mut self, cluster: ClusterId) -> Result<(), Error> {
-        match self.identity.cluster {
+    pub fn join(&self, cluster: ClusterId) -> Result<(), Error> {
+        let mut identity = self.identity.lock();
+        match identity.cluster {
             Some(known) if known == cluster => return Ok(()),
             Some(known) => {
                 let (found, wanted) = (format!("cluster {known}"), format!("cluster {cluster}"));
@@ -72,15 +90,23 @@ impl Home {
             }
             None => {}
         }
-        let identity = Identity { cluster: Some(cluster), ..self.identity.clone() };
-        identity.write(&*self.disk, &self.dir)?;
-        self.identity = identity;
+        let joined = Identity { cluster: Some(cluster), ..identity.clone() };
+        joined.write(&*self.disk, &self.dir)?;
+        *identity = joined;
         Ok(())
     }
 
     /// What is left of the file system.
     pub fn space(&self) -> io::Result<Space> {
         self.disk.space(&self.dir)
+    }
+
+    /// What that allows. Ask every so often: to get better takes more than to get worse.
+    pub fn room(&self) -> io::Result<Room> {
+        let snapshot_bytes = self.snapshots.latest().map_or(0, |snapshot| snapshot.file_bytes);
+        let mut room = self.room.lock();
+        *room = room.next(self.space()?, snapshot_bytes, self.log.is_full());
+        Ok(*room)
     }
 
     pub fn dir(&self) -> &Path {
@@ -127,7 +153,7 @@ mod tests {
     #[test]
     fn a_directory_is_made_once_and_keeps_its_incarnation() {
         let disk = SimDisk::new();
-        let mut home = open(&disk, 11).expect("made");
+        let home = open(&disk, 11).expect("made");
         assert!(home.is_new);
         assert!(refused(open(&disk, 12)).contains("in use by another process"));
         home.join(ClusterId([1; 16])).expect("joined");
@@ -136,7 +162,7 @@ mod tests {
         drop(home);
         disk.crash(Crash::DropUnsynced);
         let home = open(&disk, 12).expect("opened");
-        assert_eq!(home.identity, Identity { node: 1, incarnation: 11, cluster: Some(ClusterId([1; 16])) });
+        assert_eq!(home.identity(), Identity { node: 1, incarnation: 11, cluster: Some(ClusterId([1; 16])) });
         assert!(!home.is_new);
         drop(home);
         let other = Home::open(Arc::new(disk.clone()), Path::new("/data"), 2, 12, SMALL);
@@ -170,7 +196,7 @@ mod tests {
                 let first = open(&disk, 1).map(drop);
                 disk.crash(crash);
                 let home = open(&disk, 2).unwrap_or_else(|error| panic!("operation {operation}, {crash:?}: {error}"));
-                assert!(first.is_err() || home.identity.incarnation == 1);
+                assert!(first.is_err() || home.identity().incarnation == 1);
             }
         }
     }

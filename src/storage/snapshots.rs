@@ -3,7 +3,7 @@
 //! ```text
 //! "WHARFSNP" | format u32 | header length u32 | header | crc32c u32
 //! length u32 | crc32c u32 | bytes          as often as needed
-//! 0 u32      | crc32c u32                  the end
+//! 0 u32      | crc32c u32 | length of the state u64
 //! ```
 //!
 //! Little endian. A frame's checksum begins with the header's and the frame's number, so frames
@@ -11,8 +11,8 @@
 //! where it was meant to.
 //!
 //! Invariants: a snapshot gets its name only when it is synced, and counts only when its name is.
-//! What is sent to a follower is the file as it is, checked before it is installed. A body is
-//! checked at every read. The caller purges the log only after `finish`.
+//! The state is checked at every read, also when it is sent; the follower that takes it in builds
+//! its own file from it. The caller purges the log only after `finish`.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,7 @@ const TEMPORARY: &str = ".tmp";
 /// Membership is all that grows in a header.
 const MAX_HEADER_BYTES: u32 = 1 << 20;
 const FRAME_HEAD_BYTES: usize = 8;
+const END_BYTES: usize = 16;
 /// Frames between syncs while writing, so that no long writeback gets in the log's way at the end.
 const SYNC_EVERY_FRAMES: u64 = 16;
 
@@ -52,7 +53,10 @@ pub struct Meta {
 #[derive(Clone)]
 pub struct Snapshot {
     pub meta: Meta,
-    pub size_bytes: u64,
+    /// Of the state in it.
+    pub state_bytes: u64,
+    /// Of the file.
+    pub file_bytes: u64,
     path: PathBuf,
     file: Arc<dyn File>,
     /// Where the frames begin, and the header's checksum.
@@ -70,26 +74,34 @@ struct Inner {
     dir: PathBuf,
     /// Ascending by what they cover.
     stored: Mutex<Vec<Snapshot>>,
+    /// Why a file that was there could not be opened.
+    damaged: Vec<String>,
     temporaries: AtomicU64,
 }
 
 impl Snapshots {
-    /// Opens the directory, makes it if need be, and clears what was not finished.
+    /// Opens the directory, makes it if need be, and clears what was not finished. A damaged file
+    /// stays where it is and is told by [`Snapshots::latest_valid`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, Error> {
         disk.create_dir(dir)?;
-        let mut stored = Vec::new();
+        let (mut stored, mut damaged) = (Vec::new(), Vec::new());
         for name in disk.list(dir)? {
             let path = dir.join(&name);
             if name.ends_with(TEMPORARY) {
                 disk.remove(&path)?;
             } else if name.ends_with(SUFFIX) {
-                stored.push(Snapshot::open(&*disk, path)?);
+                match Snapshot::open(&*disk, path) {
+                    Ok(snapshot) => stored.push(snapshot),
+                    Err(error @ Error::Damaged { .. }) => damaged.push(error.to_string()),
+                    Err(error) => return Err(error),
+                }
             }
         }
         // A name that a dying process gave may not be on disk yet, and is relied on from now on.
         disk.sync_dir(dir)?;
         stored.sort_by_key(|snapshot| snapshot.meta.last);
-        let inner = Inner { disk, dir: dir.to_path_buf(), stored: Mutex::new(stored), temporaries: AtomicU64::new(0) };
+        let inner =
+            Inner { disk, dir: dir.to_path_buf(), stored: Mutex::new(stored), damaged, temporaries: AtomicU64::new(0) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -98,37 +110,39 @@ impl Snapshots {
         self.inner.stored.lock().last().cloned()
     }
 
-    /// The newest snapshot whose every byte checks, and why newer ones did not. The caller sees
-    /// whether the log reaches back to it.
-    pub fn latest_valid(&self) -> (Option<Snapshot>, Vec<io::Error>) {
-        let mut errors = Vec::new();
+    /// The newest snapshot whose every byte checks, and why others did not. The caller sees whether
+    /// the log reaches back to it (`Home::check_covers`).
+    pub fn latest_valid(&self) -> (Option<Snapshot>, Vec<String>) {
+        let mut errors = self.inner.damaged.clone();
         let stored = self.inner.stored.lock().clone();
         for snapshot in stored.into_iter().rev() {
             match snapshot.verify() {
                 Ok(()) => return (Some(snapshot), errors),
-                Err(error) => errors.push(error),
+                Err(error) => errors.push(error.to_string()),
             }
         }
         (None, errors)
     }
 
-    /// Begins a snapshot of this node's own state.
+    /// Begins a snapshot: of this node's own state, or of what the leader sends.
     pub fn build(&self, meta: Meta) -> io::Result<Builder> {
         let temporary = self.temporary()?;
         let header = encode_header(&meta);
         let crc = u32::from_le_bytes(header[header.len() - 4..].try_into().expect("four bytes"));
         temporary.file.write_at(&header, 0)?;
-        Ok(Builder { temporary, at: header.len() as u64, header_crc: crc, frames: 0, frame: empty_frame() })
-    }
-
-    /// Begins to take in a snapshot file that another node sends.
-    pub fn receive(&self) -> io::Result<Receiver> {
-        Ok(Receiver { temporary: self.temporary()?, at: 0 })
+        Ok(Builder {
+            temporary,
+            at: header.len() as u64,
+            header_crc: crc,
+            frames: 0,
+            state_bytes: 0,
+            frame: empty_frame(),
+        })
     }
 
     /// What the snapshots take on disk.
     pub fn disk_bytes(&self) -> u64 {
-        self.inner.stored.lock().iter().map(|snapshot| snapshot.size_bytes).sum()
+        self.inner.stored.lock().iter().map(|snapshot| snapshot.file_bytes).sum()
     }
 
     fn temporary(&self) -> io::Result<Temporary> {
@@ -195,6 +209,7 @@ pub struct Builder {
     at: u64,
     header_crc: u32,
     frames: u64,
+    state_bytes: u64,
     /// The next frame, its head left open.
     frame: Vec<u8>,
 }
@@ -215,12 +230,17 @@ impl Builder {
         if self.frame.len() > FRAME_HEAD_BYTES {
             self.write_frame()?;
         }
-        self.write_frame()?;
+        let state_bytes = self.state_bytes.to_le_bytes();
+        let mut end = [0; END_BYTES];
+        end[4..FRAME_HEAD_BYTES].copy_from_slice(&frame_crc(self.header_crc, self.frames, &state_bytes).to_le_bytes());
+        end[FRAME_HEAD_BYTES..].copy_from_slice(&state_bytes);
+        self.temporary.file.write_at(&end, self.at)?;
         self.temporary.publish()
     }
 
     fn write_frame(&mut self) -> io::Result<()> {
         let len = (self.frame.len() - FRAME_HEAD_BYTES) as u32;
+        self.state_bytes += u64::from(len);
         let crc = frame_crc(self.header_crc, self.frames, &self.frame[FRAME_HEAD_BYTES..]);
         self.frame[..4].copy_from_slice(&len.to_le_bytes());
         self.frame[4..FRAME_HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
@@ -228,7 +248,7 @@ impl Builder {
         self.at += self.frame.len() as u64;
         self.frames += 1;
         self.frame.truncate(FRAME_HEAD_BYTES);
-        if self.frames % SYNC_EVERY_FRAMES == 0 {
+        if self.frames.is_multiple_of(SYNC_EVERY_FRAMES) {
             self.temporary.file.sync()?;
         }
         Ok(())
@@ -247,42 +267,6 @@ impl Write for Builder {
     }
 
     /// Nothing is durable before [`Builder::finish`].
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Takes in a sent file as it is. Dropped without [`Receiver::finish`]: nothing happened.
-pub struct Receiver {
-    temporary: Temporary,
-    at: u64,
-}
-
-impl Receiver {
-    /// Bytes so far.
-    pub fn len(&self) -> u64 {
-        self.at
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.at == 0
-    }
-
-    /// Checks every byte, then makes the snapshot durable.
-    pub fn finish(self) -> io::Result<Snapshot> {
-        Snapshot::open(&*self.temporary.inner.disk, self.temporary.path.clone())?.verify()?;
-        self.temporary.publish()
-    }
-}
-
-impl Write for Receiver {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.temporary.file.write_at(bytes, self.at)?;
-        self.at += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    /// Nothing is durable before [`Receiver::finish`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -326,7 +310,7 @@ fn decode_header(mut header: Bytes) -> Option<Meta> {
 impl Snapshot {
     fn open(disk: &dyn Disk, path: PathBuf) -> Result<Self, Error> {
         let file = disk.open(&path)?;
-        let size_bytes = file.size()?;
+        let file_bytes = file.size()?;
         let damaged = |what: &str| Error::Damaged { file: path.clone(), offset: 0, what: what.to_owned() };
         let mut head = [0; 16];
         if read_full(&*file, &mut head, 0)? < head.len() || &head[..8] != MAGIC {
@@ -351,7 +335,13 @@ impl Snapshot {
         let body = (header.len() as u64 + 4, crc);
         let meta =
             decode_header(Bytes::from(header).split_off(16)).ok_or_else(|| damaged("its header is too short"))?;
-        Ok(Self { meta, size_bytes, path, file, body })
+        let mut end = [0; END_BYTES];
+        let end_at = file_bytes.saturating_sub(END_BYTES as u64).max(body.0);
+        if read_full(&*file, &mut end, end_at)? < end.len() {
+            return Err(damaged("its end is cut off"));
+        }
+        let state_bytes = u64::from_le_bytes(end[FRAME_HEAD_BYTES..].try_into().expect("eight bytes"));
+        Ok(Self { meta, state_bytes, file_bytes, path, file, body })
     }
 
     /// Where it is, for messages.
@@ -362,18 +352,16 @@ impl Snapshot {
     /// The state's bytes, checked as they come.
     pub fn body(&self) -> Body {
         let (at, header_crc) = self.body;
-        let frame = Bytes::new();
-        Body { path: self.path.clone(), file: Arc::clone(&self.file), at, header_crc, frames: 0, frame, ended: false }
-    }
-
-    /// The file as it is, for sending: at most `max_bytes` from `offset` on; empty at the end.
-    pub fn chunk(&self, offset: u64, max_bytes: usize) -> io::Result<Bytes> {
-        let len = self.size_bytes.saturating_sub(offset).min(max_bytes as u64);
-        let mut bytes = vec![0; len as usize];
-        if read_full(&*self.file, &mut bytes, offset)? < bytes.len() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the snapshot got shorter"));
+        Body {
+            path: self.path.clone(),
+            file: Arc::clone(&self.file),
+            at,
+            header_crc,
+            frames: 0,
+            state_bytes: 0,
+            frame: Bytes::new(),
+            ended: false,
         }
-        Ok(bytes.into())
     }
 
     /// Reads all of it and checks it.
@@ -389,6 +377,7 @@ pub struct Body {
     at: u64,
     header_crc: u32,
     frames: u64,
+    state_bytes: u64,
     frame: Bytes,
     ended: bool,
 }
@@ -405,20 +394,23 @@ impl Body {
         if len > limits::SNAPSHOT_FRAME_BYTES {
             return Err(damaged("a frame is too long"));
         }
-        let mut bytes = vec![0; len];
-        if read_full(&*self.file, &mut bytes, self.at + FRAME_HEAD_BYTES as u64)? < len {
+        // The end's frame holds the state's length instead of state.
+        self.ended = len == 0;
+        let mut bytes = vec![0; if self.ended { END_BYTES - FRAME_HEAD_BYTES } else { len }];
+        if read_full(&*self.file, &mut bytes, self.at + FRAME_HEAD_BYTES as u64)? < bytes.len() {
             return Err(damaged("the file ends inside a frame"));
         }
         if frame_crc(self.header_crc, self.frames, &bytes) != u32_at(&head, 4) {
             return Err(damaged("a frame fails its checksum"));
         }
-        self.at += (FRAME_HEAD_BYTES + len) as u64;
+        self.at += (FRAME_HEAD_BYTES + bytes.len()) as u64;
         self.frames += 1;
-        self.ended = len == 0;
-        if self.ended && self.file.size()? != self.at {
-            return Err(damaged("the file goes on behind the snapshot"));
+        if !self.ended {
+            self.state_bytes += len as u64;
+            self.frame = bytes.into();
+        } else if self.file.size()? != self.at || bytes != self.state_bytes.to_le_bytes() {
+            return Err(damaged("it is not as long as it says"));
         }
-        self.frame = bytes.into();
         Ok(())
     }
 }
@@ -493,26 +485,19 @@ mod tests {
     }
 
     #[test]
-    fn a_sent_snapshot_is_checked_before_it_counts() {
+    fn a_follower_builds_its_own_from_what_is_sent() {
         let (here, there) = (SimDisk::new(), SimDisk::new());
         let sent = build(&open(&here), 7, 600_000).expect("built");
+        assert_eq!(sent.state_bytes, 600_000);
         let snapshots = open(&there);
-        for hurt in [Some(5), Some(300_000), Some(sent.size_bytes - 1), None] {
-            let mut receiver = snapshots.receive().expect("begun");
-            while receiver.len() < sent.size_bytes {
-                let at = receiver.len();
-                let mut chunk = sent.chunk(at, 100_000).expect("readable").to_vec();
-                for (byte, offset) in chunk.iter_mut().zip(at..) {
-                    *byte ^= u8::from(Some(offset) == hurt);
-                }
-                receiver.write_all(&chunk).expect("written");
-            }
-            let installed = receiver.finish();
-            assert_eq!(installed.is_err(), hurt.is_some(), "hurt at {hurt:?}");
-        }
-        let latest = snapshots.latest().expect("the whole one");
-        assert_eq!((latest.meta.clone(), body(&latest).expect("whole")), (meta(7), state(600_000)));
-        assert_eq!(there.list(dir()).expect("listed").len(), 1, "nothing is left of what failed");
+        let mut builder = snapshots.build(sent.meta.clone()).expect("begun");
+        io::copy(&mut sent.body().take(1000), &mut builder).expect("taken in");
+        drop(builder);
+        assert!(there.list(dir()).expect("listed").is_empty(), "nothing is left of half a snapshot");
+        let mut builder = snapshots.build(sent.meta.clone()).expect("begun");
+        io::copy(&mut sent.body(), &mut builder).expect("taken in");
+        let installed = builder.finish().expect("durable");
+        assert_eq!((installed.meta.clone(), body(&installed).expect("whole")), (meta(7), state(600_000)));
     }
 
     #[test]
@@ -521,7 +506,9 @@ mod tests {
         let path = build(&open(&disk), 7, 300).expect("built").path().to_path_buf();
         let size = disk.content(&path).len();
         let read = |disk: &SimDisk| -> io::Result<()> {
-            Snapshots::open(Arc::new(disk.clone()), dir())?.latest().expect("one").verify()
+            let (valid, errors) = Snapshots::open(Arc::new(disk.clone()), dir())?.latest_valid();
+            assert_eq!(valid.is_none(), !errors.is_empty());
+            valid.map(drop).ok_or(io::ErrorKind::InvalidData.into())
         };
         read(&disk).expect("whole");
         for bit in 0..size * 8 {
@@ -580,6 +567,6 @@ mod tests {
         disk.damage(newest.path(), |bytes| bytes[500] ^= 4);
         let (valid, errors) = open(&disk).latest_valid();
         assert_eq!(valid.expect("the older").meta, meta(1));
-        assert!(errors[0].to_string().contains("fails its checksum"), "{errors:?}");
+        assert!(errors[0].contains("fails its checksum"), "{errors:?}");
     }
 }

@@ -127,7 +127,7 @@ impl Wal {
         let index = std::mem::take(&mut found.index);
         let segments = std::mem::take(&mut found.segments);
         let shared = Arc::new(Shared::new(index, segments));
-        let ahead = found.ahead.take();
+        let ahead = (found.active.number, found.ahead.take());
         let house = House::new(disk, dir.to_path_buf(), incarnation, options.segment_bytes, Arc::clone(&shared), ahead);
         let house = Arc::new(house);
         let writer = Writer::new(Arc::clone(&shared), Arc::clone(&house), options.cache_bytes, &found, state);
