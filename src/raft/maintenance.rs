@@ -40,6 +40,7 @@ pub struct Maintenance {
     pub disk: Arc<DataDir>,
     pub standing: watch::Receiver<Standing>,
     pub alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
+    pub snapshot_every_log_bytes: u64,
 }
 
 impl Maintenance {
@@ -57,7 +58,7 @@ impl Maintenance {
             let snapshot = view.snapshot.map(|id| id.index);
             let applied = view.last_applied.map(|id| id.index);
             // Once for each snapshot: a build takes as long as it takes.
-            let due = self.log.bytes_after(snapshot) >= limits::SNAPSHOT_EVERY_LOG_BYTES && applied > snapshot;
+            let due = self.log.bytes_after(snapshot) >= self.snapshot_every_log_bytes && applied > snapshot;
             if due && asked != Some(snapshot) {
                 asked = Some(snapshot);
                 if self.raft.trigger().snapshot().await.is_err() {

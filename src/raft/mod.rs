@@ -69,6 +69,30 @@ pub struct Options {
     pub blocking: Blocking,
     /// `recovery.skip_entry`.
     pub skip_entry: Option<SkipEntry>,
+    pub tuning: Tuning,
+}
+
+/// The paces that an operator may set, the same on all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// How often an idle leader tells that it lives.
+    pub heartbeat_ms: u64,
+    /// A follower that hears nothing elects after a random time between these two.
+    pub election_min_ms: u64,
+    pub election_max_ms: u64,
+    /// A snapshot is due after so many bytes of log.
+    pub snapshot_every_log_bytes: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: limits::HEARTBEAT_MS,
+            election_min_ms: limits::ELECTION_MIN_MS,
+            election_max_ms: limits::ELECTION_MAX_MS,
+            snapshot_every_log_bytes: limits::SNAPSHOT_EVERY_LOG_BYTES,
+        }
+    }
 }
 
 /// A log entry that an operator lets every node pass over.
@@ -111,7 +135,7 @@ pub async fn start(options: Options) -> Result<Started, Fatal> {
 }
 
 async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
-    let Options { node, mut member, bootstrap, machine_version, env, home, blocking, skip_entry } = options;
+    let Options { node, mut member, bootstrap, machine_version, env, home, blocking, skip_entry, tuning } = options;
     let (fatal, fatal_out) = mpsc::channel(1);
     let counters = Arc::new(counters::Counters::default());
     let (state, effects) =
@@ -137,7 +161,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
     };
     let adapter = machine_adapter::Adapter::new(Arc::clone(&state), Arc::clone(&shelf));
     let stopped = |error: &dyn std::fmt::Display| Fatal::Raft(error.to_string());
-    let config = Arc::new(config().validate().map_err(|error| stopped(&error))?);
+    let config = Arc::new(config(tuning).validate().map_err(|error| stopped(&error))?);
     let raft =
         openraft::Raft::new(node, config, network, log.clone(), adapter).await.map_err(|error| stopped(&error))?;
 
@@ -173,6 +197,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         disk: Arc::clone(&disk),
         standing: standing_out.clone(),
         alarms: Arc::clone(&alarms),
+        snapshot_every_log_bytes: tuning.snapshot_every_log_bytes,
     };
     let former = Bootstrap {
         raft: raft.clone(),
@@ -219,12 +244,12 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
 }
 
 /// Raft's own settings; see DESIGN.md 7 for why.
-fn config() -> openraft::Config {
+fn config(tuning: Tuning) -> openraft::Config {
     openraft::Config {
         cluster_name: "wharf".to_owned(),
-        heartbeat_interval: limits::HEARTBEAT_MS,
-        election_timeout_min: limits::ELECTION_MIN_MS,
-        election_timeout_max: limits::ELECTION_MAX_MS,
+        heartbeat_interval: tuning.heartbeat_ms,
+        election_timeout_min: tuning.election_min_ms,
+        election_timeout_max: tuning.election_max_ms,
         install_snapshot_timeout: limits::SNAPSHOT_TRANSFER_MS,
         // Snapshots and purging go by bytes: see `maintenance`.
         snapshot_policy: openraft::SnapshotPolicy::Never,

@@ -123,6 +123,7 @@ impl Cluster {
             home,
             blocking: Blocking::Threads,
             skip_entry: None,
+            tuning: Default::default(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (handle, fatal) = runtime.spawn(serve(options, addr)).await.unwrap();

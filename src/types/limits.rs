@@ -246,3 +246,6 @@ pub const BOOTSTRAP_RETRY_MS: u64 = 150;
 pub const PROBE_MS: u64 = 1_000;
 /// Leadership is handed over within this at shutdown.
 pub const SHUTDOWN_TRANSFER_MS: u64 = 2_000;
+
+/// A node that stops lets calls under way finish for so long.
+pub const SHUTDOWN_CALLS_MS: u64 = 3_000;

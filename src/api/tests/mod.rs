@@ -121,6 +121,7 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
         storage: Arc::new(Forgetful),
         blocking: Blocking::Threads,
         skip_entry: None,
+            tuning: Default::default(),
     })
     .await
     .expect("raft starts");
