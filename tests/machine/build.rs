@@ -102,7 +102,9 @@ fn expand(word: &str) -> Result<Vec<String>> {
         Ok((text[..digits].to_owned(), text[digits..].parse()?))
     };
     let ((stem, from), (to_stem, to)) = (split(from)?, split(to)?);
-    if stem != to_stem && !to_stem.is_empty() {
+    // `queue/p1..p3` names the queue once.
+    let bare = stem.rsplit_once('/').map_or(stem.as_str(), |(_, bare)| bare);
+    if bare != to_stem && !to_stem.is_empty() {
         return Err(format!("`{word}` is no range").into());
     }
     Ok((from..=to).map(|n| format!("{stem}{n}")).collect())

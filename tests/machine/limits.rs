@@ -410,8 +410,13 @@ fn grants_of_a_batch() {
         let packages = (0..MAX_PACKAGES_A_SUBMIT).map(|n| package(&format!("p{at}-{n}"))).collect();
         assert_ok(one(&mut stage, Op::Submit(Submit { packages, atomic: true })));
     }
-    let hello = OpenSession { max_in_flight: MAX_IN_FLIGHT_CEILING, max_in_flight_bytes: u64::MAX, ..hello("w1") };
-    let applied = stage.apply(vec![Op::OpenSession(hello)]).unwrap_or_else(|why| panic!("{why}"));
+    let hello = |n: usize| OpenSession {
+        max_in_flight: MAX_IN_FLIGHT_CEILING,
+        max_in_flight_bytes: u64::MAX,
+        ..hello(&format!("w{n}"))
+    };
+    let hellos = (0..=MAX_GRANTS_A_BATCH / MAX_IN_FLIGHT_CEILING as usize).map(|n| Op::OpenSession(hello(n))).collect();
+    let applied = stage.apply(hellos).unwrap_or_else(|why| panic!("{why}"));
     let granted: usize = applied
         .effects
         .iter()

@@ -107,6 +107,8 @@ pub struct Model {
     ended_now: BTreeSet<String>,
 }
 
+const COMPLETION_COUNTS: bool = false;
+
 type Check = Result<(), String>;
 
 macro_rules! ensure {
@@ -124,6 +126,7 @@ impl Model {
         self.wall = self.wall.max(stamps.1);
         self.finished_now.clear();
         self.ended_now.clear();
+        self.forget_tombstones();
         for (at, (op, outcome)) in ops.iter().zip(&applied.outcomes).enumerate() {
             self.step(op, outcome, machine)
                 .map_err(|why| format!("command {at} {op:?}\n  gave {outcome:?}\n  {why}"))?;
@@ -200,7 +203,7 @@ impl Model {
             }
             Op::OpenSession(op) => self.open(op, result),
             Op::DetachSession(op) => {
-                let Some(name) = self.speaks_quietly(op.speaker.as_ref(), result)? else { return Ok(()) };
+                let Some(name) = self.speaks(op.speaker.as_ref(), result)? else { return Ok(()) };
                 let since = (self.ticks, self.session_grace);
                 if let Some(session) = self.sessions.get_mut(&name) {
                     session.detached.get_or_insert(since);
@@ -260,13 +263,13 @@ impl Model {
                 Ok(())
             }
             Op::LeaderStarted(_) => {
+                // Whose stream broke before keeps its own grace.
                 let since = (self.ticks, self.failover_grace);
                 for session in self.sessions.values_mut() {
-                    if session.detached.is_none() {
+                    if session.detached.is_none() || session.by_failover {
                         session.by_failover = true;
+                        session.detached = Some(since);
                     }
-                    // Whoever was away before has the longer grace too: it could not come back.
-                    session.detached = Some(since);
                 }
                 Ok(())
             }
@@ -414,7 +417,7 @@ impl Model {
         if refusal.is_empty() {
             self.unlease(key, None);
             let package = self.package(key);
-            package.attempts += 1;
+            package.attempts += u32::from(COMPLETION_COUNTS);
             package.settled = Some((fence, How::Done));
             package.suspect = false;
             self.finish(key, State::Completed);
@@ -450,10 +453,13 @@ impl Model {
         if !refusal.is_empty() {
             return refusal.into_iter().filter(|name| *name != "ok").collect();
         }
+        if self.packages[key].holder.as_deref() != Some(session) {
+            return vec!["LeaseLost"];
+        }
         let lease = self.lease_ms(&key.0);
         let until = self.ticks + by.unwrap_or(lease);
         let package = self.package(key);
-        if package.holder.as_deref() == Some(session) && package.deadline.is_some() {
+        if package.deadline.is_some() {
             package.deadline = Some(until);
         }
         vec!["ok"]
@@ -463,6 +469,9 @@ impl Model {
         let refusal = self.without_lease(key, fence, How::Released);
         if !refusal.is_empty() {
             return refusal;
+        }
+        if self.packages[key].holder.as_deref() != Some(session) {
+            return vec!["LeaseLost"];
         }
         self.unlease(key, Some(Cause::Released));
         self.package(key).settled = Some((fence, How::Released));
@@ -500,6 +509,7 @@ impl Model {
         match self.packages.get(key) {
             None => "PackageNotFound",
             Some(package) if package.gone.is_some() => "AlreadyFinished",
+            Some(package) if package.state == State::Cancelled => "ok",
             Some(package) if package.state.is_finished() => "AlreadyFinished",
             Some(package) => {
                 if package.state == State::Leased {
@@ -514,7 +524,10 @@ impl Model {
 
     fn retry(&mut self, key: &Key) -> &'static str {
         let Some(package) = self.packages.get_mut(key) else { return "PackageNotFound" };
-        if package.gone.is_some() || package.state != State::Dead || package.moved {
+        if package.gone.is_some() {
+            return "AlreadyFinished";
+        }
+        if package.state != State::Dead || package.moved {
             return "NotDead";
         }
         package.state = State::Ready;
@@ -582,7 +595,7 @@ impl Model {
             .copied()
             .find(|fence| *fence <= session.received && self.packages[&session.leases[fence]].suspect);
         for (fence, key) in &session.leases {
-            self.unlease(key, Some(Cause::WorkerLost));
+            self.take_away(key, Some(Cause::WorkerLost));
             let known = lost && in_hand.contains(fence) && *fence <= session.received;
             match guilty {
                 Some(guilty) if known && guilty == *fence => self.charge(key, false, None, machine)?,
@@ -626,21 +639,20 @@ impl Model {
             })
             .map(|(key, _)| key.clone())
             .collect();
-        let mut silenced = BTreeSet::new();
         for key in late {
-            silenced.extend(self.package(&key).holder.clone());
-            self.unlease(&key, Some(Cause::TimedOut));
-            self.charge(&key, false, None, machine)?;
-        }
-        for name in silenced {
-            let Some(session) = self.sessions.get_mut(&name) else { continue };
-            session.silent = true;
-            let prefetch: Vec<Key> =
-                session.leases.values().filter(|key| self.packages[*key].deadline.is_none()).cloned().collect();
+            let holder = self.package(&key).holder.clone().unwrap_or_default();
+            // First what is prefetched goes back, so that it does not move up into the hand.
+            let session = &self.sessions[&holder];
+            let prefetch: Vec<Key> = session.prefetch().iter().map(|fence| session.leases[fence].clone()).collect();
             for key in prefetch {
-                self.unlease(&key, None);
+                self.take_away(&key, Some(Cause::Reclaimed));
                 self.back(&key);
             }
+            if let Some(session) = self.sessions.get_mut(&holder) {
+                session.silent = true;
+            }
+            self.take_away(&key, Some(Cause::TimedOut));
+            self.charge(&key, false, None, machine)?;
         }
         self.close_the_drained();
         // What is due, and what is over.
@@ -668,17 +680,21 @@ impl Model {
         // What was kept long enough, and remembered long enough.
         for (key, package) in &mut self.packages {
             let settings = &self.queues[&key.0].settings;
-            let evictable = package.state.is_finished() && package.state != State::Dead && package.gone.is_none();
-            if evictable && ticks >= package.finish + settings.keep_finished_ms.unwrap_or(0) {
+            if package.leaves() && ticks >= package.finish + settings.keep_finished_ms.unwrap_or(0) {
                 package.gone = Some(ticks);
             }
         }
-        let queues = &self.queues;
+        self.forget_tombstones();
+        Ok(())
+    }
+
+    /// Ids whose window is over are new again, at that very tick.
+    fn forget_tombstones(&mut self) {
+        let (queues, ticks) = (&self.queues, self.ticks);
         self.packages.retain(|key, package| {
             let window = queues[&key.0].settings.dedup_window_ms.unwrap_or(0);
             package.gone.is_none_or(|gone| ticks < gone + window)
         });
-        Ok(())
     }
 
     fn package(&mut self, key: &Key) -> &mut Package {
@@ -689,8 +705,14 @@ impl Model {
         self.queues[queue].settings.lease_ms.unwrap_or(0)
     }
 
-    /// Takes a package out of its holder's hands; where it goes says the caller.
+    /// Takes a package out of its holder's hands, and the next moves up; where it goes says the
+    /// caller.
     fn unlease(&mut self, key: &Key, cause: Option<Cause>) {
+        self.take_away(key, cause);
+        self.move_up();
+    }
+
+    fn take_away(&mut self, key: &Key, cause: Option<Cause>) {
         if let Some(cause) = cause {
             self.queue(&key.0).lease_ends[cause as usize] += 1;
         }
@@ -700,7 +722,6 @@ impl Model {
         if let Some(session) = holder.and_then(|holder| self.sessions.get_mut(&holder)) {
             session.leases.remove(&fence);
         }
-        self.move_up();
     }
 
     /// Whatever moved up into a hand has its lease from now.
@@ -755,7 +776,7 @@ impl Model {
                     full = full * multiplier / 1000;
                 }
                 let full = full.min(settings.backoff_max_ms.unwrap_or(u64::MAX));
-                (full / 2, full + full / 2)
+                (full * 9 / 10, full * 11 / 10)
             }
         };
         package.state = if most == 0 { State::Ready } else { State::Scheduled };
@@ -816,8 +837,7 @@ impl Model {
         let mut kept: Vec<(u64, u64, Key)> = self
             .packages
             .iter()
-            .filter(|(other, package)| other.0 == key.0 && package.gone.is_none())
-            .filter(|(_, package)| package.state.is_finished() && package.state != State::Dead)
+            .filter(|(other, package)| other.0 == key.0 && package.leaves())
             .map(|(other, package)| (package.finish, package.place, other.clone()))
             .collect();
         kept.sort();
@@ -989,7 +1009,10 @@ impl Model {
         for (name, mine) in &self.queues {
             let view = machine.queue(name).map_err(|reject| format!("{name}: {reject:?}"))?;
             let count = |state| {
-                let here = |(key, p): &(&Key, &Package)| key.0 == *name && p.gone.is_none() && p.state == state;
+                // A DEAD package with a copy among the dead letters is no longer this queue's sorrow.
+                let here = |(key, p): &(&Key, &Package)| {
+                    key.0 == *name && p.gone.is_none() && p.state == state && !p.moved
+                };
                 self.packages.iter().filter(here).count() as u64
             };
             for state in [State::Scheduled, State::Ready, State::Leased, State::Dead] {
@@ -1035,6 +1058,13 @@ impl Model {
             ensure!(status, "status of {}", why());
         }
         Ok(())
+    }
+}
+
+impl Package {
+    /// Finished, and on its way out: DEAD ones stay until somebody decides, or a copy is elsewhere.
+    fn leaves(&self) -> bool {
+        self.gone.is_none() && self.state.is_finished() && (self.state != State::Dead || self.moved)
     }
 }
 

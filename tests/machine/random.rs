@@ -131,7 +131,7 @@ impl Run {
             58..63 => self.release(),
             63..67 => Op::SetCredit(SetCredit { speaker: self.speaker(), max_in_flight: self.rng.random_range(0..8) }),
             67..77 => self.hello(),
-            77..81 => Op::DetachSession(DetachSession { speaker: self.speaker() }),
+            77..81 => self.detach(),
             81..82 => {
                 let (session, epoch) = self.addressee();
                 Op::DrainSession(DrainSession { session, epoch })
@@ -307,6 +307,16 @@ impl Run {
             received_fence,
             attach: self.attach,
         })
+    }
+
+    /// Only the leader that has the stream tells that it broke.
+    fn detach(&mut self) -> Op {
+        let speaker = self.speaker();
+        let lost = |speaker: &Speaker| self.model.sessions.get(&speaker.session).is_some_and(|known| known.by_failover);
+        match speaker {
+            Some(speaker) if lost(&speaker) => Op::Heard(Heard { speaker: Some(speaker) }),
+            speaker => Op::DetachSession(DetachSession { speaker }),
+        }
     }
 
     fn speaker(&mut self) -> Option<Speaker> {
