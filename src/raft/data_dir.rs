@@ -13,18 +13,15 @@ use crate::storage::wal::Wal;
 
 /// See the module.
 pub struct DataDir {
-    home: Arc<Mutex<Home>>,
+    home: Arc<Home>,
     log: Arc<Wal>,
     snapshots: Snapshots,
     room: Mutex<Room>,
 }
 
 impl DataDir {
-    pub fn new(home: Arc<Mutex<Home>>) -> Self {
-        let (log, snapshots) = {
-            let home = home.lock();
-            (Arc::clone(&home.log), home.snapshots.clone())
-        };
+    pub fn new(home: Arc<Home>) -> Self {
+        let (log, snapshots) = (Arc::clone(&home.log), home.snapshots.clone());
         Self { home, log, snapshots, room: Mutex::default() }
     }
 
@@ -38,21 +35,17 @@ impl DataDir {
 
     /// Looks at the disk; cheap.
     pub fn look(&self) -> Room {
-        let mut room = self.room.lock();
-        match self.home.lock().space() {
-            Ok(space) => *room = room.next(space, self.snapshots.disk_bytes(), self.log.is_full()),
+        match self.home.room() {
+            Ok(room) => *self.room.lock() = room,
             Err(error) => tracing::warn!(%error, "cannot tell the room that is left on the disk"),
         }
-        *room
+        *self.room.lock()
     }
 
     pub fn status(&self) -> DiskStatus {
-        let (space, path) = {
-            let home = self.home.lock();
-            (home.space().ok(), home.dir().display().to_string())
-        };
+        let space = self.home.space().ok();
         DiskStatus {
-            path,
+            path: self.home.dir().display().to_string(),
             free_bytes: space.map_or(0, |space| space.free_bytes),
             total_bytes: space.map_or(0, |space| space.total_bytes),
             log_bytes: self.log.disk_bytes(),

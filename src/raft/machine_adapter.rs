@@ -21,7 +21,6 @@ use tokio::time::Instant;
 use super::clock::AppliedTime;
 use super::counters::Counters;
 use super::handle::{EffectBatch, Feed, FingerprintResult};
-use super::log_store::id_from_openraft;
 use super::snapshots::{Blocking, Snapshot, meta_from_stored, meta_to_stored};
 use super::types::{GroupReply, TypeConfig};
 use super::{Fatal, SkipEntry};
@@ -283,15 +282,12 @@ impl RaftStateMachine<TypeConfig> for Adapter {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<TypeConfig>, snapshot: Snapshot) -> io::Result<()> {
         let received = matches!(snapshot, Snapshot::Received(_));
-        let (shelf, last) = (Arc::clone(&self.shelf), meta.last_log_id.map(id_from_openraft));
+        let shelf = Arc::clone(&self.shelf);
         let restore = move || -> io::Result<Machine> {
             let kept = match snapshot {
                 Snapshot::Kept(kept) => kept,
-                Snapshot::Received(receiver) => receiver.finish()?,
+                Snapshot::Received(file) => file.finish()?,
             };
-            if kept.meta.last != last {
-                return Err(io::Error::other("the snapshot's file covers another part of the log than its head says"));
-            }
             let machine = Machine::restore(&mut kept.body()).map_err(io::Error::other)?;
             shelf.use_from_now(&kept);
             Ok(machine)
@@ -338,7 +334,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         };
         let kept: Kept = self.state.blocking.run(write).await.and_then(|kept: io::Result<Kept>| kept)?;
         self.state.counters.snapshots_built.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(index = kept.meta.last.map(|id| id.index), size_bytes = kept.size_bytes, "wrote a snapshot");
+        tracing::info!(index = kept.meta.last.map(|id| id.index), size_bytes = kept.file_bytes, "wrote a snapshot");
         Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot: Snapshot::Kept(kept) })
     }
 }

@@ -140,15 +140,15 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
     let counters = Arc::new(counters::Counters::default());
     let (state, effects) =
         machine_adapter::State::new(node, Arc::clone(&counters), blocking, skip_entry, fatal.clone());
-    member.incarnation = home.identity.incarnation;
-    let home = Arc::new(Mutex::new(home));
+    member.incarnation = home.identity().incarnation;
+    let home = Arc::new(home);
     let disk = Arc::new(data_dir::DataDir::new(Arc::clone(&home)));
     let log = LogStore::new(disk.log());
     let snapshots = disk.snapshots();
     let shelf = blocking.run(move || machine_adapter::Shelf::new(snapshots)).await;
     let shelf = Arc::new(shelf.map_err(|error| Fatal::Snapshot(error.to_string()))?);
     let covered = shelf.current().and_then(|kept| kept.meta.last);
-    home.lock().check_covers(covered).map_err(|error| Fatal::Snapshot(error.to_string()))?;
+    home.check_covers(covered).map_err(|error| Fatal::Snapshot(error.to_string()))?;
     let peers = Arc::new(Peers::new(node, member, home, machine_version, env));
     peers.set_room(disk.look());
     let channels = Arc::new(network::Channels::new(Arc::clone(&peers)));

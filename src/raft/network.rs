@@ -295,7 +295,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
             membership_log_id: snapshot.meta.last_membership.log_id().as_ref().map(convert::log_id_to_proto),
             membership: Some(convert::membership_to_proto(snapshot.meta.last_membership.membership())),
             snapshot_id: String::new(),
-            size_bytes: kept.size_bytes,
+            size_bytes: kept.state_bytes,
         };
         let chunks = snapshots::chunks(kept, self.network.blocking, head);
         let mut client = self.client();

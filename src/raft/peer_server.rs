@@ -17,7 +17,7 @@ use super::convert;
 use super::failover::Failover;
 use super::machine_adapter::{Adapter, Shelf};
 use super::peers::{Inbound, Peers};
-use super::snapshots::{Blocking, Snapshot};
+use super::snapshots::{Blocking, Snapshot, meta_to_stored};
 use super::types::TypeConfig;
 use crate::proto::internal as pb;
 use crate::proto::internal::peer_server::{Peer, PeerServer};
@@ -77,7 +77,7 @@ impl Service {
         tracing::info!(from, size_bytes = head.size_bytes, "receiving a snapshot");
 
         let failed = |error: std::io::Error| Status::internal(format!("keeping the snapshot: {error}"));
-        let mut file = self.shelf.files().receive().map_err(failed)?;
+        let mut file = self.shelf.files().build(meta_to_stored(&meta)).map_err(failed)?;
         let mut received = 0;
         let mut next = Some(first.data);
         while let Some(data) = next {

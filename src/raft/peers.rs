@@ -59,7 +59,7 @@ pub struct Peers {
     pub own: Member,
     env: Env,
     /// Its identity takes the cluster's id.
-    home: Arc<Mutex<Home>>,
+    home: Arc<Home>,
     machine_version: u32,
     room: AtomicU32,
     cluster_id: Mutex<Bytes>,
@@ -70,8 +70,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    pub fn new(node: NodeId, own: Member, home: Arc<Mutex<Home>>, machine_version: u32, env: Env) -> Self {
-        let cluster_id = home.lock().identity.cluster.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0));
+    pub fn new(node: NodeId, own: Member, home: Arc<Home>, machine_version: u32, env: Env) -> Self {
+        let cluster_id = home.identity().cluster.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0));
         Self {
             node,
             own,
@@ -105,7 +105,7 @@ impl Peers {
             return Err(io::Error::other("the node belongs to another cluster"));
         }
         let id = ClusterId::try_from(&cluster_id[..]).map_err(io::Error::other)?;
-        self.home.lock().join(id).map_err(io::Error::other)?;
+        self.home.join(id).map_err(io::Error::other)?;
         *own = cluster_id.clone();
         Ok(())
     }
@@ -286,12 +286,12 @@ impl Drop for Inbound {
 
 /// A data directory in memory.
 #[cfg(test)]
-pub(super) fn home(node: NodeId, incarnation: u64) -> Arc<Mutex<Home>> {
+pub(super) fn home(node: NodeId, incarnation: u64) -> Arc<Home> {
     use crate::storage::disk::SimDisk;
     use crate::storage::wal::{Flusher, Options};
     let options = Options { flusher: Flusher::Inline, ..Options::default() };
     let dir = std::path::Path::new("/data");
-    Arc::new(Mutex::new(Home::open(Arc::new(SimDisk::new()), dir, node, incarnation, options).expect("a new disk")))
+    Arc::new(Home::open(Arc::new(SimDisk::new()), dir, node, incarnation, options).expect("a new disk"))
 }
 
 #[cfg(test)]

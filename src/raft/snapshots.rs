@@ -1,10 +1,11 @@
 //! Snapshots on their way: between the machine, the files that keep them and a follower.
 //!
 //! Invariants: a snapshot counts only whole, checked and durable; one that was not finished leaves
-//! nothing behind. It travels as the file that it is, in pieces, so that none is in memory whole.
+//! nothing behind. Its state travels in pieces, so that none is in memory whole, and is checked
+//! where it is read; the receiver keeps it in a file of its own.
 //! Reading and writing happen off the apply path.
 
-use std::io;
+use std::io::{self, Read};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -16,7 +17,7 @@ use super::convert::{Membership, membership_to_proto};
 use super::log_store::{id_from_openraft, id_to_openraft, membership_from_proto};
 use super::types::TypeConfig;
 use crate::proto::internal as pb;
-use crate::storage::snapshots::{Meta, Receiver, Snapshot as Kept};
+use crate::storage::snapshots::{Builder, Meta, Snapshot as Kept};
 use crate::types::limits;
 
 /// Where work that blocks goes.
@@ -41,7 +42,7 @@ impl Blocking {
 pub enum Snapshot {
     Kept(Kept),
     /// Came from the leader; kept once Raft wants it.
-    Received(Receiver),
+    Received(Builder),
 }
 
 /// A kept snapshot in the pieces that travel, `head` first. A read that fails ends them early: the
@@ -52,15 +53,15 @@ pub fn chunks(
     head: pb::SnapshotHead,
 ) -> impl Stream<Item = pb::SnapshotChunk> + Send + 'static {
     let first = pb::SnapshotChunk { head: Some(head), data: Bytes::new() };
-    let rest = futures::stream::unfold((kept, 0), move |(kept, offset)| async move {
-        let source = kept.clone();
-        let read = blocking.run(move || source.chunk(offset, limits::SNAPSHOT_CHUNK_BYTES)).await;
-        match read.and_then(|bytes| bytes) {
-            Ok(data) if data.is_empty() => None,
-            Ok(data) => {
-                let next = offset + data.len() as u64;
-                Some((pb::SnapshotChunk { head: None, data }, (kept, next)))
-            }
+    let rest = futures::stream::unfold(kept.body(), move |mut body| async move {
+        let read = move || {
+            let mut data = Vec::with_capacity(limits::SNAPSHOT_CHUNK_BYTES);
+            let mut piece = (&mut body).take(limits::SNAPSHOT_CHUNK_BYTES as u64);
+            piece.read_to_end(&mut data).map(|_| (data, body))
+        };
+        match blocking.run(read).await.and_then(|read| read) {
+            Ok((data, _)) if data.is_empty() => None,
+            Ok((data, body)) => Some((pb::SnapshotChunk { head: None, data: data.into() }, body)),
             Err(error) => {
                 tracing::error!(%error, "cannot read the snapshot that a follower needs");
                 None
