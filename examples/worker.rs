@@ -1,4 +1,5 @@
-//! Works the packages of `mails`, four at a time, until Ctrl-C or until the queue has ended.
+//! Works the packages of `mails`, four at a time, until SIGTERM or Ctrl-C, or until the queue has
+//! ended.
 //!
 //! cargo run --example worker -- 127.0.0.1:7411
 
@@ -14,9 +15,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .name("example")
         .concurrency(4)
         // Gives back what was not started, ends what runs, and goes.
-        .drain_on(async {
-            let _ = tokio::signal::ctrl_c().await;
-        })
+        .drain_on_signals()
         .build();
     let summary = worker.run(send).await?;
     println!("{summary:?}");

@@ -1,8 +1,13 @@
+pub mod admin;
+pub mod cli;
 pub mod client;
+pub mod config;
 pub mod env;
 pub mod machine;
+pub mod node;
 pub mod proto;
 pub mod raft;
+pub mod telemetry;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod types;

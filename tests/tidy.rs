@@ -19,7 +19,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("api", &["types", "proto", "env", "machine", "raft", "dispatch"]),
     ("admin", &["types", "env", "machine", "raft", "telemetry"]),
     ("client", &["types", "proto", "env"]),
-    ("node", &["types", "env", "machine", "storage", "raft", "dispatch", "api", "admin", "config", "telemetry", "proto"]),
+    (
+        "node",
+        &["types", "env", "machine", "storage", "raft", "dispatch", "api", "admin", "config", "telemetry", "proto"],
+    ),
     ("cli", &["types", "env", "client", "node", "config", "telemetry", "storage", "proto"]),
     ("testkit", &["types", "env", "client", "proto", "storage", "cli"]),
 ];
@@ -189,7 +192,8 @@ fn folders_open_with_their_purpose() {
         if !source.text.starts_with("//!") {
             problems.push(format!("{} does not open with what it is", relative(&source.path)));
         }
-        let top = source.path.ends_with("mod.rs") && source.path.components().count() == root().components().count() + 3;
+        let top =
+            source.path.ends_with("mod.rs") && source.path.components().count() == root().components().count() + 3;
         let purpose_only = ["src/proto/mod.rs", "src/testkit/mod.rs", "src/cli/mod.rs"];
         if top && !purpose_only.contains(&relative(&source.path).as_str()) && !source.text.contains("Invariants") {
             problems.push(format!("{} names no invariants", relative(&source.path)));

@@ -92,7 +92,10 @@ impl Client {
         F: Fn(Channel, Request<Q>) -> R,
         R: Future<Output = Result<Response<A>, Status>>,
     {
-        let node = self.nodes.pick().await?;
+        // Many callers may wait for one connection.
+        let node = timeout(try_for, self.nodes.pick())
+            .await
+            .map_err(|_| Error::unreachable(format_args!("no connection within {try_for:?}")))??;
         self.call_node(&node, try_for, request, rpc).await
     }
 

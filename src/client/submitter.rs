@@ -5,7 +5,7 @@
 //! the same ids, so that a package is made once. Order is kept while nothing breaks; what is sent
 //! again may fall behind.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -154,8 +154,8 @@ struct Pipeline {
     client: Client,
     receiver: mpsc::Receiver<Waiting>,
     /// To be sent, in order. Bounded by the window, like `sent`.
-    unsent: std::collections::VecDeque<Waiting>,
-    sent: HashMap<u64, Vec<Waiting>>,
+    unsent: VecDeque<Waiting>,
+    sent: BTreeMap<u64, Vec<Waiting>>,
     seq: u64,
     /// Refused for the moment: nothing is sent before this.
     hold_until: Option<Instant>,
@@ -172,7 +172,7 @@ struct Open {
 impl Pipeline {
     fn new(client: Client, receiver: mpsc::Receiver<Waiting>) -> Self {
         let backoff = Backoff::new(client.nodes.env().random.clone());
-        Self { client, receiver, unsent: Default::default(), sent: HashMap::new(), seq: 0, hold_until: None, backoff }
+        Self { client, receiver, unsent: Default::default(), sent: BTreeMap::new(), seq: 0, hold_until: None, backoff }
     }
 
     async fn run(mut self) {
@@ -247,6 +247,8 @@ impl Pipeline {
             let wake = self.hold_until.unwrap_or(silent_at).min(silent_at);
             let may_send = !self.unsent.is_empty() && self.hold_until.is_none() && !moving;
             tokio::select! {
+                // In this order, so that a simulation repeats.
+                biased;
                 message = open.responses.next() => match message {
                     Some(Ok(response)) => {
                         open.heard = Instant::now();
@@ -351,9 +353,7 @@ impl Pipeline {
 
     /// After a break: everything unconfirmed is to be sent again, oldest first.
     fn requeue(&mut self) {
-        let mut groups: Vec<_> = self.sent.drain().collect();
-        groups.sort_by_key(|(seq, _)| std::cmp::Reverse(*seq));
-        for (_, group) in groups {
+        for group in std::mem::take(&mut self.sent).into_values().rev() {
             for mut waiting in group.into_iter().rev() {
                 waiting.unknown = true;
                 self.unsent.push_front(waiting);
@@ -380,7 +380,7 @@ impl Pipeline {
         if self.unsent.iter().any(|waiting| waiting.deadline <= now) {
             let (over, open) = self.unsent.drain(..).partition(|waiting| waiting.deadline <= now);
             self.unsent = open;
-            let over: std::collections::VecDeque<Waiting> = over;
+            let over: VecDeque<Waiting> = over;
             over.into_iter().for_each(Waiting::expire);
         }
     }

@@ -1,6 +1,8 @@
 //! The SDK against a scripted node: a real gRPC server in the same process whose answers the test
 //! writes by hand.
 
+#![allow(clippy::disallowed_methods, reason = "the scripted node listens by itself")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -38,7 +38,7 @@ pub const OLDEST_EVERY: u64 = 16;
 
 /// A session's `max_in_flight`: default and ceiling.
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 64;
-pub const MAX_IN_FLIGHT_CEILING: u32 = 10_000;
+pub const MAX_IN_FLIGHT_CEILING: u32 = 1_000;
 /// A session's `max_in_flight_bytes` by default.
 pub const DEFAULT_MAX_IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Queues times kinds that one subscription may name. Fixed.
@@ -110,6 +110,8 @@ pub const LOG_CACHE_BYTES: usize = 48 << 20;
 /// Disk space set aside for completions and snapshots, at least.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 
+/// Queues that metrics name; more are only counted.
+pub const MAX_QUEUES_IN_METRICS: usize = 500;
 // The SDK (`client`).
 
 /// Addresses that one client may be given.

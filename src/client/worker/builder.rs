@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::Code;
 
 use super::super::{Client, Error};
@@ -33,13 +34,22 @@ pub(super) struct Options {
     pub kinds: Vec<String>,
     pub labels: BTreeMap<String, String>,
     pub concurrency: u32,
-    pub max_in_flight: u32,
+    /// None: see [`Self::credit`].
+    pub max_in_flight: Option<u32>,
     pub max_in_flight_bytes: u64,
     pub extend: bool,
     pub cancel_grace: Duration,
     pub drain_timeout: Duration,
     pub attach_timeout: Duration,
     pub on_event: Option<Observer>,
+}
+
+impl Options {
+    /// How many packages the session may hold.
+    pub fn credit(&self) -> u32 {
+        let default = limits::DEFAULT_MAX_IN_FLIGHT.max(self.concurrency.saturating_mul(2));
+        self.max_in_flight.unwrap_or(default).min(limits::MAX_IN_FLIGHT_CEILING)
+    }
 }
 
 impl Worker {
@@ -51,7 +61,7 @@ impl Worker {
             kinds: Vec::new(),
             labels: BTreeMap::new(),
             concurrency: 1,
-            max_in_flight: limits::DEFAULT_MAX_IN_FLIGHT,
+            max_in_flight: None,
             max_in_flight_bytes: limits::DEFAULT_MAX_IN_FLIGHT_BYTES,
             extend: true,
             cancel_grace: Duration::from_millis(limits::CLIENT_CANCEL_GRACE_MS),
@@ -125,9 +135,10 @@ impl Builder {
         self
     }
 
-    /// How many packages are held at once, running or waiting here; 64 by default.
+    /// How many packages are held at once, running or waiting here; by default 64, or twice the
+    /// concurrency if that is more.
     pub fn max_in_flight(mut self, packages: u32) -> Self {
-        self.worker.options.max_in_flight = packages.max(1);
+        self.worker.options.max_in_flight = Some(packages.max(1));
         self
     }
 
@@ -165,6 +176,20 @@ impl Builder {
     pub fn drain_on(mut self, signal: impl Future<Output = ()> + Send + 'static) -> Self {
         self.worker.drain = signal.boxed();
         self
+    }
+
+    /// Drains on SIGTERM and on Ctrl-C.
+    pub fn drain_on_signals(self) -> Self {
+        self.drain_on(async {
+            let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+                tracing::warn!("no handler for SIGTERM can be set, so it ends the worker at once");
+                return futures::future::pending().await;
+            };
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        })
     }
 
     /// Called with everything that happens. It runs in the worker's loop: it must not block.

@@ -49,6 +49,8 @@ struct Entry {
     name: Lease,
     /// Zero: not extended.
     length: Duration,
+    /// What the handler asked for last; None: the queue's lease.
+    by: Option<Duration>,
     stage: Stage,
     /// Sent, and not answered.
     asked: Option<Wish>,
@@ -72,8 +74,8 @@ pub(super) struct Wish {
 }
 
 impl Wish {
-    fn own() -> Self {
-        Self { by: None, checkpoint: Bytes::new(), reply: None }
+    fn own(by: Option<Duration>) -> Self {
+        Self { by, checkpoint: Bytes::new(), reply: None }
     }
 
     fn answer(self, result: Result<(), Error>) {
@@ -116,7 +118,8 @@ impl Ledger {
         let name = Lease { queue: package.queue.as_str().into(), id: package.id.as_str().into(), fence };
         let length = std_duration(delivery.lease);
         let stage = Stage::Queued(Box::new(delivery));
-        let entry = Entry { name: name.clone(), length, stage, asked: None, wishes: VecDeque::new(), due: None };
+        let entry =
+            Entry { name: name.clone(), length, by: None, stage, asked: None, wishes: VecDeque::new(), due: None };
         self.leases.insert(fence, entry);
         self.queued.insert(fence);
         Some(name)
@@ -272,10 +275,19 @@ impl Ledger {
         }
         let refusal = result.as_ref().err().map(Refusal::of);
         let handlers_own = wish.reply.is_some();
+        let asked_for = wish.by;
         let why = result.as_ref().err().map(ToString::to_string);
         wish.answer(result);
         match refusal {
-            None => self.set_due(fence, now, 3),
+            None => {
+                if let Some(entry) = self.leases.get_mut(&fence)
+                    && let Some(by) = asked_for
+                    && !entry.length.is_zero()
+                {
+                    (entry.length, entry.by) = (by, Some(by));
+                }
+                self.set_due(fence, now, 3);
+            }
             Some(Refusal::Final) => {
                 let why = why.unwrap_or_default();
                 self.credit_kept_back = true;
@@ -335,7 +347,7 @@ impl Ledger {
                 entry.due = None;
                 // An extension under way does as well; its answer sets the next time.
                 if entry.asked.is_none() && entry.wishes.is_empty() {
-                    entry.wishes.push_back(Wish::own());
+                    entry.wishes.push_back(Wish::own(entry.by));
                     self.extend.insert(fence);
                 }
             }

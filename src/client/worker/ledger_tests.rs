@@ -1,3 +1,5 @@
+//! The ledger's stories: what is started, sent, answered and sent again.
+
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::*;
@@ -213,6 +215,22 @@ async fn running_leases_are_extended_after_a_third_and_settlements_wait_for_the_
     assert!(ledger.outcome(outcome(1, None), due).is_some());
     assert_eq!(held(&ledger), [2]);
     assert_eq!(ledger.next_due(), None, "what is not started has no deadline");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_length_that_the_handler_asked_for_is_kept_up() {
+    let now = Instant::now();
+    let mut ledger = ledger(&[1]);
+    start(&mut ledger, now);
+    let long = Duration::from_secs(600);
+    ledger.wish(1, Wish { by: Some(long), checkpoint: Bytes::new(), reply: None });
+    assert_eq!(messages(&mut ledger), ["extend [1]"]);
+    ledger.outcome(outcome(1, None), now);
+    let due = ledger.next_due().expect("it is extended again");
+    assert_eq!(due - now, long / 3);
+    ledger.tick(due);
+    let Some(Request::Extend(extend)) = ledger.next_message(64) else { panic!("expected an Extend") };
+    assert_eq!(extend.extensions[0].by, Some(duration(long)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -47,7 +47,8 @@ pub(super) struct Runner {
     next_ping: Instant,
     /// Give up if not attached by then. None: attached.
     give_up_at: Option<Instant>,
-    attached_before: bool,
+    /// When it was attached last.
+    attached_at: Option<Instant>,
     /// The stream had no room for the next message.
     blocked: bool,
     /// Nothing more will come: return.
@@ -93,7 +94,7 @@ impl Runner {
             leaving: None,
             next_ping: now,
             give_up_at: Some(now + options.attach_timeout),
-            attached_before: false,
+            attached_at: None,
             blocked: false,
             over: false,
             summary: Summary::default(),
@@ -113,9 +114,16 @@ impl Runner {
                 Step::Drain => self.leave(now),
                 Step::Wake => {}
             }
-            // Whatever else is ready goes into the same messages.
+            // Whatever else is ready goes into the same messages: handlers that are about to end
+            // get their turn first.
+            if !self.tasks.is_empty() {
+                tokio::task::yield_now().await;
+            }
             while let Some(finished) = self.tasks.try_join_next() {
                 self.finished(finished);
+            }
+            while let Ok(ask) = self.asks.1.try_recv() {
+                self.asked(ask);
             }
             self.ledger.tick(now);
             self.start_handlers(now);
@@ -140,10 +148,13 @@ impl Runner {
             }
         };
         tokio::select! {
+            // In this order, so that a simulation repeats. Nobody starves: each turn of the loop
+            // takes what is ready of the rest, and looks at the clock.
+            biased;
+            () = &mut self.drain, if self.leaving.is_none() => Step::Drain,
             news = self.link.next() => Step::News(news),
             Some(finished) = self.tasks.join_next() => Step::Finished(finished),
             Some(ask) = self.asks.1.recv() => Step::Ask(ask),
-            () = &mut self.drain, if self.leaving.is_none() => Step::Drain,
             () = room => Step::Wake,
             () = sleep_until(wake) => Step::Wake,
         }
@@ -168,6 +179,10 @@ impl Runner {
                 if let Some(up) = self.link.up() {
                     self.client.complain(&up.node, &error);
                 }
+                if is_for_good(&error) {
+                    self.ledger.cancel_all();
+                    return Err(error);
+                }
                 self.detach(error, now);
             }
         }
@@ -186,7 +201,7 @@ impl Runner {
     }
 
     fn attached(&mut self, up: Box<Up>, welcome: Welcome, now: Instant) {
-        let reattached = self.attached_before;
+        let reattached = self.attached_at.is_some();
         self.summary.reattached += u64::from(reattached);
         self.event(Event::Attached {
             session: welcome.session.as_str().into(),
@@ -197,11 +212,10 @@ impl Runner {
         });
         tracing::debug!(node = %up.addr(), epoch = welcome.epoch, term = welcome.term, reattached, "worker attached");
         self.link = Link::Up(up);
-        self.attached_before = true;
+        self.attached_at = Some(now);
         self.give_up_at = None;
         self.blocked = false;
         self.next_ping = now + Duration::from_millis(limits::CLIENT_PING_EVERY_MS);
-        self.backoff = Backoff::new(self.client.nodes.env().random.clone());
         if let Some(leaving) = &mut self.leaving {
             leaving.told = false;
         }
@@ -211,12 +225,7 @@ impl Runner {
     }
 
     fn attach_failed(&mut self, error: Error, now: Instant) -> Result<(), Error> {
-        let for_good = match error.code() {
-            Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => true,
-            Code::NotFound => error.reason() == reason::QUEUE_NOT_FOUND,
-            _ => false,
-        };
-        if for_good || self.give_up_at.is_some_and(|at| at <= now) {
+        if is_for_good(&error) || self.give_up_at.is_some_and(|at| at <= now) {
             self.ledger.cancel_all();
             return Err(error);
         }
@@ -226,13 +235,19 @@ impl Runner {
         Ok(())
     }
 
-    /// The stream is of no use any more: get another one, at once the first time.
+    /// The stream is of no use any more: get another one. At once, unless this one did not last.
     fn detach(&mut self, error: Error, now: Instant) {
         tracing::debug!(error = %error, "worker detached");
         self.event(Event::Detached { error });
         self.give_up_at = Some(now + Duration::from_millis(limits::CLIENT_REATTACH_MS));
-        self.backoff = Backoff::new(self.client.nodes.env().random.clone());
-        self.attach_after(Duration::ZERO);
+        let lasted = self.attached_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+        let pause = if lasted >= Duration::from_millis(limits::CLIENT_PING_EVERY_MS) {
+            self.backoff = Backoff::new(self.client.nodes.env().random.clone());
+            Duration::ZERO
+        } else {
+            self.backoff.pause(None)
+        };
+        self.attach_after(pause);
     }
 
     fn attach_after(&mut self, pause: Duration) {
@@ -413,7 +428,7 @@ impl Runner {
                 self.blocked = true;
                 return;
             };
-            let request = if let Some(request) = self.ledger.next_message(self.options.max_in_flight) {
+            let request = if let Some(request) = self.ledger.next_message(self.options.credit()) {
                 request
             } else if tell {
                 // After the releases, so that they count as released and not as drained.
@@ -436,6 +451,15 @@ impl Runner {
     }
 }
 
+/// Trying again would bring the same.
+fn is_for_good(error: &Error) -> bool {
+    match error.code() {
+        Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => true,
+        Code::NotFound => error.reason() == reason::QUEUE_NOT_FOUND,
+        _ => false,
+    }
+}
+
 fn hello(options: &Options, ledger: &Ledger) -> Hello {
     Hello {
         worker: options.name.clone(),
@@ -443,7 +467,7 @@ fn hello(options: &Options, ledger: &Ledger) -> Hello {
         queues: options.queues.clone(),
         kinds: options.kinds.clone(),
         labels: options.labels.clone(),
-        max_in_flight: options.max_in_flight,
+        max_in_flight: options.credit(),
         max_in_flight_bytes: options.max_in_flight_bytes,
         concurrency: options.concurrency,
         held: ledger.held(),
