@@ -1,8 +1,9 @@
 //! A TCP proxy whose links can be cut in either direction, delayed, reset and healed at run time.
 //!
 //! A cut behaves like lost IP packets, seen from above TCP: bytes on the way arrive once the link is
-//! healed, or never if somebody gave up before. A connection made meanwhile is accepted (the
-//! kernel's backlog does that anyway) and stays silent.
+//! healed, or never if somebody gave up before. A connection takes both directions to be made, so
+//! while either is cut a new one is accepted (the kernel's backlog does that anyway) and stays
+//! silent: the server does not see it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -49,6 +50,10 @@ struct Way {
 }
 
 impl Faults {
+    fn is_whole(&self) -> bool {
+        !self.to_server.cut && !self.to_client.cut
+    }
+
     fn change(&mut self, direction: Direction, change: impl Fn(&mut Way)) {
         if direction != Direction::ToClient {
             change(&mut self.to_server);
@@ -167,9 +172,8 @@ async fn serve(mut client: TcpStream, link: Link) {
     let mut faults = link.faults.clone();
     let born = faults.borrow().resets;
     link.counters.connections.fetch_add(1, Ordering::Relaxed);
-    #[allow(clippy::disallowed_methods, reason = "see the listener")]
     let connected = tokio::select! {
-        connected = TcpStream::connect(&*link.target) => connected,
+        connected = connect(&link) => connected,
         () = reset_after(&mut faults, born) => Err(io::ErrorKind::ConnectionReset.into()),
     };
     let Ok(mut server) = connected else { return abort(&[&client], &link.counters) };
@@ -185,6 +189,16 @@ async fn serve(mut client: TcpStream, link: Link) {
     }
 }
 
+async fn connect(link: &Link) -> io::Result<TcpStream> {
+    if !link.faults.borrow().is_whole() {
+        link.counters.held.fetch_add(1, Ordering::Relaxed);
+        // An error: the proxy is being dropped.
+        let _ = link.faults.clone().wait_for(Faults::is_whole).await;
+    }
+    #[allow(clippy::disallowed_methods, reason = "see the listener")]
+    TcpStream::connect(&*link.target).await
+}
+
 /// Until both sides closed, or one broke.
 async fn carry_both(client: &mut TcpStream, server: &mut TcpStream, link: &Link) -> io::Result<()> {
     let (from_client, to_client) = client.split();
@@ -193,10 +207,9 @@ async fn carry_both(client: &mut TcpStream, server: &mut TcpStream, link: &Link)
     let back = carry(from_server, to_client, link, Direction::ToClient);
     let ended = tokio::try_join!(forth, back);
     if ended.is_err() {
-        // That a side broke is news, and news does not pass a cut either.
-        let whole = |faults: &Faults| !faults.to_server.cut && !faults.to_client.cut;
-        // An error: the proxy is being dropped.
-        let _ = link.faults.clone().wait_for(whole).await;
+        // That a side broke is news, and news does not pass a cut either. An error: the proxy is
+        // being dropped.
+        let _ = link.faults.clone().wait_for(Faults::is_whole).await;
     }
     ended.map(drop)
 }
@@ -339,14 +352,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_made_while_cut_stays_silent() {
-        let proxy = echo().await;
-        proxy.cut(Direction::Both);
-        let mut stream = connect(&proxy).await;
-        say(&mut stream, "one\n").await.unwrap();
-        timeout(A_WHILE, hear(&mut stream)).await.expect_err("nothing passes");
-        proxy.heal();
-        assert_eq!(soon(hear(&mut stream)).await.unwrap(), "one\n");
+    async fn a_connection_made_while_cut_is_not_seen_by_the_server() {
+        for direction in [Direction::ToServer, Direction::ToClient, Direction::Both] {
+            let proxy = echo().await;
+            proxy.cut(direction);
+            let mut stream = connect(&proxy).await;
+            say(&mut stream, "one\n").await.unwrap();
+            timeout(A_WHILE, hear(&mut stream)).await.expect_err("nothing passes");
+            assert_eq!(proxy.counters().to_server_bytes.load(Ordering::Relaxed), 0);
+            proxy.heal();
+            assert_eq!(soon(hear(&mut stream)).await.unwrap(), "one\n");
+        }
     }
 
     #[tokio::test]
