@@ -216,6 +216,7 @@ struct Worker {
     requests: mpsc::Sender<v1::WorkRequest>,
     answers: Streaming<v1::WorkResponse>,
     received: u64,
+    passed: Vec<Tell>,
 }
 
 impl Worker {
@@ -224,7 +225,7 @@ impl Worker {
         let (requests, outbound) = mpsc::channel(64);
         let mut client = WorkerServiceClient::new(channel);
         let answers = client.work(Request::new(ReceiverStream::new(outbound))).await.expect("a stream").into_inner();
-        Self { requests, answers, received: 0 }
+        Self { requests, answers, received: 0, passed: Vec::new() }
     }
 
     async fn ask(&mut self, request: Ask) {
@@ -238,19 +239,25 @@ impl Worker {
         Ok(answer.and_then(|answer| answer.response))
     }
 
-    /// The next answer that `wanted` takes; others are passed over.
-    async fn until<T>(&mut self, wanted: impl Fn(Tell) -> Option<T>) -> T {
+    /// The first answer that `wanted` takes. Settlements and deliveries overtake each other, so what
+    /// is passed over is kept for those who ask later.
+    async fn until<T>(&mut self, wanted: impl Fn(&Tell) -> Option<T>) -> T {
+        if let Some((at, found)) = self.passed.iter().enumerate().find_map(|(at, told)| Some((at, wanted(told)?))) {
+            self.passed.remove(at);
+            return found;
+        }
         loop {
             let told = self.next().await.expect("no refusal").expect("the stream goes on");
-            if let Some(found) = wanted(told) {
-                return found;
+            match wanted(&told) {
+                Some(found) => return found,
+                None => self.passed.push(told),
             }
         }
     }
 
     async fn welcome(&mut self) -> v1::Welcome {
         self.until(|told| match told {
-            Tell::Welcome(welcome) => Some(welcome),
+            Tell::Welcome(welcome) => Some(welcome.clone()),
             _ => None,
         })
         .await
@@ -259,7 +266,7 @@ impl Worker {
     async fn delivered(&mut self) -> Vec<v1::Delivery> {
         let deliveries = self
             .until(|told| match told {
-                Tell::Deliver(deliver) => Some(deliver.deliveries),
+                Tell::Deliver(deliver) => Some(deliver.deliveries.clone()),
                 _ => None,
             })
             .await;
@@ -269,7 +276,7 @@ impl Worker {
 
     async fn settled(&mut self) -> Vec<v1::Outcome> {
         self.until(|told| match told {
-            Tell::Settled(settled) => Some(settled.outcomes),
+            Tell::Settled(settled) => Some(settled.outcomes.clone()),
             _ => None,
         })
         .await

@@ -47,7 +47,7 @@ async fn a_package_goes_all_the_way() {
     node.queues.seal_queue(v1::SealQueueRequest { name: "jobs".into(), if_revision: None }).await.unwrap();
     let other = deliveries[1].package.as_ref().unwrap().id.clone();
     worker.done("jobs", &other, deliveries[1].fence).await;
-    let end = |told| matches!(told, Tell::EndOfWork(end) if end.queue == "jobs").then_some(());
+    let end = |told: &Tell| matches!(told, Tell::EndOfWork(end) if end.queue == "jobs").then_some(());
     worker.until(end).await;
     let counts = timeout(WAIT, ended).await.unwrap().unwrap().unwrap().into_inner().queue.unwrap();
     assert!(counts.ended);
