@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, timeout};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_client::WorkerServiceClient;
 use crate::raft;
 use crate::raft::bootstrap::BootstrapNode;
-use crate::raft::handle::{DiskStatus, Metrics};
+use crate::raft::handle::{DiskStatus, Feed, Metrics};
 use crate::raft::log_store::LogStore;
 use crate::raft::peers::{IdentityStore, Room};
 use crate::raft::snapshots::{Blocking, MemorySnapshots};
@@ -65,6 +65,8 @@ struct Node {
     packages: PackageServiceClient<Channel>,
     queues: QueueServiceClient<Channel>,
     cluster: ClusterServiceClient<Channel>,
+    /// While true, effects are lost between the state and dispatch.
+    lossy: watch::Sender<bool>,
     stop: CancellationToken,
 }
 
@@ -127,7 +129,9 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
     let stop = CancellationToken::new();
     let (dispatch, pump) = dispatch::new(started.handle.clone(), &env);
     let api = Api::new(started.handle.clone(), dispatch.clone(), env);
-    tokio::spawn(pump.run(stop.clone()));
+    let effects = started.handle.take_effects().expect("nobody took them");
+    let (lossy, losing) = watch::channel(false);
+    tokio::spawn(pump.run_on(lose(effects, losing), stop.clone()));
     let background = (api.clone(), stop.clone());
     tokio::spawn(async move { background.0.run(background.1).await });
     let addr = this.client_addr.clone();
@@ -148,8 +152,30 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
         queues: QueueServiceClient::new(channel.clone()),
         cluster: ClusterServiceClient::new(channel.clone()),
         channel,
+        lossy,
         stop,
     }
+}
+
+/// Passes effects on, or loses them for a while and then says so.
+fn lose(mut effects: mpsc::Receiver<Feed>, mut losing: watch::Receiver<bool>) -> mpsc::Receiver<Feed> {
+    let (onward, feed) = mpsc::channel(64);
+    tokio::spawn(async move {
+        loop {
+            let next = tokio::select! {
+                biased;
+                Ok(()) = losing.changed() => (!*losing.borrow_and_update()).then_some(Feed::Gap),
+                Some(next) = effects.recv() => (!*losing.borrow()).then_some(next),
+                else => return,
+            };
+            if let Some(next) = next
+                && onward.send(next).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    feed
 }
 
 fn incoming(listener: TcpListener) -> impl futures::Stream<Item = io::Result<TcpStream>> {
