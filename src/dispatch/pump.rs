@@ -47,11 +47,15 @@ impl Pump {
 
     /// Pumps until `stop`, then sends every stream away. Ends early only if the feed ends or was
     /// taken by somebody else.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let Some(mut feed) = self.shared.raft.take_effects() else {
-            tracing::error!("the effect feed was taken before: no worker will be served");
-            return;
-        };
+    pub async fn run(self, stop: CancellationToken) {
+        match self.shared.raft.take_effects() {
+            Some(feed) => self.run_on(feed, stop).await,
+            None => tracing::error!("the effect feed was taken before: no worker will be served"),
+        }
+    }
+
+    /// The same, on a feed that came some other way.
+    pub(crate) async fn run_on(mut self, mut feed: mpsc::Receiver<Feed>, stop: CancellationToken) {
         let mut standing = self.shared.raft.standing();
         let mut tick = tokio::time::interval(Duration::from_millis(limits::LIVENESS_EVERY_MS));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

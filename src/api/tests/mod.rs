@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, timeout};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_client::WorkerServiceClient;
 use crate::raft;
 use crate::raft::bootstrap::BootstrapNode;
-use crate::raft::handle::{DiskStatus, Metrics};
+use crate::raft::handle::{DiskStatus, Feed, Metrics};
 use crate::raft::log_store::LogStore;
 use crate::raft::peers::{IdentityStore, Room};
 use crate::raft::snapshots::{Blocking, MemorySnapshots};
@@ -65,6 +65,8 @@ struct Node {
     packages: PackageServiceClient<Channel>,
     queues: QueueServiceClient<Channel>,
     cluster: ClusterServiceClient<Channel>,
+    /// While true, effects are lost between the state and dispatch.
+    lossy: watch::Sender<bool>,
     stop: CancellationToken,
 }
 
@@ -128,7 +130,9 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
     let stop = CancellationToken::new();
     let (dispatch, pump) = dispatch::new(started.handle.clone(), &env);
     let api = Api::new(started.handle.clone(), dispatch.clone(), env);
-    tokio::spawn(pump.run(stop.clone()));
+    let effects = started.handle.take_effects().expect("nobody took them");
+    let (lossy, losing) = watch::channel(false);
+    tokio::spawn(pump.run_on(lose(effects, losing), stop.clone()));
     let background = (api.clone(), stop.clone());
     tokio::spawn(async move { background.0.run(background.1).await });
     let addr = this.client_addr.clone();
@@ -149,8 +153,30 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
         queues: QueueServiceClient::new(channel.clone()),
         cluster: ClusterServiceClient::new(channel.clone()),
         channel,
+        lossy,
         stop,
     }
+}
+
+/// Passes effects on, or loses them for a while and then says so.
+fn lose(mut effects: mpsc::Receiver<Feed>, mut losing: watch::Receiver<bool>) -> mpsc::Receiver<Feed> {
+    let (onward, feed) = mpsc::channel(64);
+    tokio::spawn(async move {
+        loop {
+            let next = tokio::select! {
+                biased;
+                Ok(()) = losing.changed() => (!*losing.borrow_and_update()).then_some(Feed::Gap),
+                Some(next) = effects.recv() => (!*losing.borrow()).then_some(next),
+                else => return,
+            };
+            if let Some(next) = next
+                && onward.send(next).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    feed
 }
 
 fn incoming(listener: TcpListener) -> impl futures::Stream<Item = io::Result<TcpStream>> {
@@ -217,6 +243,7 @@ struct Worker {
     requests: mpsc::Sender<v1::WorkRequest>,
     answers: Streaming<v1::WorkResponse>,
     received: u64,
+    passed: Vec<Tell>,
 }
 
 impl Worker {
@@ -225,7 +252,7 @@ impl Worker {
         let (requests, outbound) = mpsc::channel(64);
         let mut client = WorkerServiceClient::new(channel);
         let answers = client.work(Request::new(ReceiverStream::new(outbound))).await.expect("a stream").into_inner();
-        Self { requests, answers, received: 0 }
+        Self { requests, answers, received: 0, passed: Vec::new() }
     }
 
     async fn ask(&mut self, request: Ask) {
@@ -239,19 +266,25 @@ impl Worker {
         Ok(answer.and_then(|answer| answer.response))
     }
 
-    /// The next answer that `wanted` takes; others are passed over.
-    async fn until<T>(&mut self, wanted: impl Fn(Tell) -> Option<T>) -> T {
+    /// The first answer that `wanted` takes. Settlements and deliveries overtake each other, so what
+    /// is passed over is kept for those who ask later.
+    async fn until<T>(&mut self, wanted: impl Fn(&Tell) -> Option<T>) -> T {
+        if let Some((at, found)) = self.passed.iter().enumerate().find_map(|(at, told)| Some((at, wanted(told)?))) {
+            self.passed.remove(at);
+            return found;
+        }
         loop {
             let told = self.next().await.expect("no refusal").expect("the stream goes on");
-            if let Some(found) = wanted(told) {
-                return found;
+            match wanted(&told) {
+                Some(found) => return found,
+                None => self.passed.push(told),
             }
         }
     }
 
     async fn welcome(&mut self) -> v1::Welcome {
         self.until(|told| match told {
-            Tell::Welcome(welcome) => Some(welcome),
+            Tell::Welcome(welcome) => Some(welcome.clone()),
             _ => None,
         })
         .await
@@ -260,7 +293,7 @@ impl Worker {
     async fn delivered(&mut self) -> Vec<v1::Delivery> {
         let deliveries = self
             .until(|told| match told {
-                Tell::Deliver(deliver) => Some(deliver.deliveries),
+                Tell::Deliver(deliver) => Some(deliver.deliveries.clone()),
                 _ => None,
             })
             .await;
@@ -270,7 +303,7 @@ impl Worker {
 
     async fn settled(&mut self) -> Vec<v1::Outcome> {
         self.until(|told| match told {
-            Tell::Settled(settled) => Some(settled.outcomes),
+            Tell::Settled(settled) => Some(settled.outcomes.clone()),
             _ => None,
         })
         .await

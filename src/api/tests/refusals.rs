@@ -102,8 +102,14 @@ async fn packages_are_refused_for_what_the_state_knows() {
     };
     refused(node.packages.cancel_package(cancel(Some(1))).await, Code::Aborted, "REVISION_MISMATCH");
     node.packages.cancel_package(cancel(None)).await.unwrap();
-    let again = node.packages.cancel_package(cancel(None)).await;
-    refused(again, Code::FailedPrecondition, "ALREADY_FINISHED");
+    node.packages.cancel_package(cancel(None)).await.expect("a repeat is answered as the first time");
+    let mut worker = node.worker(hello("s", "jobs")).await;
+    worker.welcome().await;
+    let delivery = worker.delivered().await.remove(0);
+    worker.done("jobs", "b", delivery.fence).await;
+    worker.settled().await;
+    let late = v1::CancelPackageRequest { id: "b".into(), ..cancel(None) };
+    refused(node.packages.cancel_package(late).await, Code::FailedPrecondition, "ALREADY_FINISHED");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,7 +47,7 @@ async fn a_package_goes_all_the_way() {
     node.queues.seal_queue(v1::SealQueueRequest { name: "jobs".into(), if_revision: None }).await.unwrap();
     let other = deliveries[1].package.as_ref().unwrap().id.clone();
     worker.done("jobs", &other, deliveries[1].fence).await;
-    let end = |told| matches!(told, Tell::EndOfWork(end) if end.queue == "jobs").then_some(());
+    let end = |told: &Tell| matches!(told, Tell::EndOfWork(end) if end.queue == "jobs").then_some(());
     worker.until(end).await;
     let counts = timeout(WAIT, ended).await.unwrap().unwrap().unwrap().into_inner().queue.unwrap();
     assert!(counts.ended);
@@ -208,4 +208,102 @@ async fn a_submit_stream_is_pipelined_and_refuses_a_bad_package_alone() {
     assert_eq!(refused[0].id, "b250");
     let queue = node.queues.get_queue(v1::GetQueueRequest { name: "jobs".into(), stale_ok: true }).await.unwrap();
     assert_eq!(queue.into_inner().queue.unwrap().stats.unwrap().ready, 999);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_effects_are_made_up_from_the_state() {
+    let mut node = single().await;
+    node.create("jobs", v1::QueueSettings::default()).await.unwrap();
+    let mut worker = node.worker(hello("s", "jobs")).await;
+    worker.welcome().await;
+    node.submit(vec![package("other", "z"), package("jobs", "a")]).await.unwrap();
+    let first = worker.delivered().await.remove(0);
+
+    node.lossy.send(true).unwrap();
+    node.submit(vec![package("jobs", "b")]).await.unwrap();
+    let mut packages = node.packages.clone();
+    let waiting = tokio::spawn(async move {
+        packages.wait_package(v1::WaitPackageRequest { queue: "jobs".into(), id: "a".into() }).await
+    });
+    eventually("a waiter", async || node.dispatch.waiters() == 1).await;
+    worker.done("jobs", "a", first.fence).await;
+    assert!(worker.settled().await[0].status.is_none());
+    // Its welcome is lost.
+    let mut unlucky = node.worker(hello("t", "jobs")).await;
+    eventually("it is open", async || node.raft.view(|machine| machine.session("t").is_ok())).await;
+
+    node.lossy.send(false).unwrap();
+    let second = worker.delivered().await.remove(0);
+    assert_eq!(second.package.unwrap().id, "b");
+    assert!(timeout(WAIT, waiting).await.unwrap().unwrap().is_ok());
+    unlucky.until(|told| matches!(told, Tell::Goaway(_)).then_some(())).await;
+    let mut lucky = node.worker(hello("t", "jobs")).await;
+    lucky.welcome().await;
+    worker.done("jobs", "b", second.fence).await;
+    assert!(worker.settled().await[0].status.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_packages_through_few_streams_are_each_completed_once() {
+    const PACKAGES: u64 = 4_000;
+    const A_REQUEST: u64 = 20;
+    let mut node = single().await;
+    node.create("jobs", v1::QueueSettings::default()).await.unwrap();
+    let mut workers = Vec::new();
+    for session in ["one", "two"] {
+        let mut worker = node.worker(v1::Hello { max_in_flight: 200, ..hello(session, "jobs") }).await;
+        worker.welcome().await;
+        workers.push(tokio::spawn(async move {
+            let (mut done, mut settled) = (Vec::new(), 0);
+            loop {
+                match worker.next().await.expect("no refusal").expect("the stream goes on") {
+                    Tell::Deliver(deliver) => {
+                        let mut completions = Vec::new();
+                        for v1::Delivery { package, fence, .. } in deliver.deliveries {
+                            let v1::Package { queue, id, .. } = package.unwrap();
+                            done.push(id.clone());
+                            completions.push(v1::Completion { queue, id, fence, ..Default::default() });
+                        }
+                        worker.ask(Ask::Done(v1::Done { completions })).await;
+                    }
+                    Tell::Settled(outcomes) => {
+                        assert!(outcomes.outcomes.iter().all(|outcome| outcome.status.is_none()));
+                        settled += outcomes.outcomes.len();
+                    }
+                    // The last answers may still be on their way.
+                    Tell::EndOfWork(_) => {
+                        while settled < done.len() {
+                            settled += worker.settled().await.len();
+                        }
+                        return done;
+                    }
+                    _ => {}
+                }
+            }
+        }));
+    }
+    let (requests, outbound) = mpsc::channel(64);
+    let mut answers = node.packages.submit_stream(ReceiverStream::new(outbound)).await.unwrap().into_inner();
+    let submitting = tokio::spawn(async move {
+        for seq in 0..PACKAGES / A_REQUEST {
+            let packages = (0..A_REQUEST).map(|n| package("jobs", &format!("p{}", seq * A_REQUEST + n))).collect();
+            requests.send(v1::SubmitStreamRequest { seq, packages, atomic: false }).await.unwrap();
+        }
+    });
+    let mut answered = 0;
+    while let Some(answer) = timeout(WAIT, answers.message()).await.unwrap().unwrap() {
+        assert!(answer.results.iter().all(|result| result.error.is_none()));
+        answered += answer.results.len() as u64;
+    }
+    submitting.await.unwrap();
+    assert_eq!(answered, PACKAGES);
+    node.queues.seal_queue(v1::SealQueueRequest { name: "jobs".into(), if_revision: None }).await.unwrap();
+    let mut done = Vec::new();
+    for worker in workers {
+        done.extend(timeout(WAIT, worker).await.unwrap().unwrap());
+    }
+    assert_eq!(done.len() as u64, PACKAGES);
+    done.sort();
+    done.dedup();
+    assert_eq!(done.len() as u64, PACKAGES);
 }
