@@ -30,14 +30,7 @@ use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_client::WorkerServiceClient;
 use crate::raft;
 use crate::raft::bootstrap::BootstrapNode;
-<<<<<<< HEAD
-use crate::raft::handle::{DiskStatus, Feed, Metrics};
-use crate::raft::log_store::LogStore;
-use crate::raft::peers::{IdentityStore, Room};
-use crate::raft::snapshots::{Blocking, MemorySnapshots};
-=======
 use crate::raft::snapshots::Blocking;
->>>>>>> raft
 use crate::raft::types::Member;
 use crate::storage::disk::SimDisk;
 use crate::storage::home::Home;
