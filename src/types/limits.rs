@@ -90,6 +90,8 @@ pub const MAX_DELIVER_BYTES: usize = 1 << 20;
 pub const MAX_STREAM_QUEUE: usize = 1024;
 /// Requests of one submit stream that wait for their answer.
 pub const MAX_SUBMITS_IN_FLIGHT_A_STREAM: usize = 4096;
+/// Settling requests of one worker stream whose answer was not yet taken by its reader.
+pub const MAX_SETTLES_IN_FLIGHT_A_STREAM: usize = 256;
 /// Calls that wait for a package or queue at once, on one node.
 pub const MAX_WAITERS: usize = 100_000;
 /// gRPC streams a connection.
@@ -101,11 +103,149 @@ pub const MAX_EFFECT_BATCHES: usize = 4096;
 
 /// The worker stream is silent for so long: cut off.
 pub const WORKER_SILENCE_MS: u64 = 5_000;
+/// Silence and lag of worker streams are looked at so often.
+pub const LIVENESS_EVERY_MS: u64 = 250;
+/// Prefetch that others could work on is looked for so often.
+pub const RECALL_EVERY_MS: u64 = 250;
+/// A recall that brought nothing for so long becomes a reclaim.
+pub const RECALL_ANSWER_MS: u64 = 1_000;
+/// HTTP/2 pings on an idle connection of a client or peer, and how long their answer may take.
+pub const KEEPALIVE_EVERY_MS: u64 = 2_000;
+pub const KEEPALIVE_ANSWER_MS: u64 = 3_000;
+/// A call without a deadline of its own has this one, unless it waits for a package or queue.
+pub const DEFAULT_CALL_DEADLINE_MS: u64 = 10_000;
+/// A call waits for a leader at most so long, within its deadline.
+pub const LEADER_WAIT_MS: u64 = 10_000;
+/// The ends of so many sweeps are remembered for calls that come to ask.
+pub const MAX_SWEEPS_REMEMBERED: usize = 1024;
+/// Past so many queues, rates are no longer sampled.
+pub const MAX_RATED_QUEUES: usize = 1000;
 /// Log bytes after which a snapshot is taken.
 pub const SNAPSHOT_EVERY_LOG_BYTES: u64 = 256 << 20;
-/// A log segment.
+/// A log segment; the very first one is smaller, so that a new node starts at once.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+pub const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
+/// Bytes of appended entries that wait for the flush thread; past that `append` waits.
+pub const LOG_QUEUE_BYTES: usize = 64 << 20;
+/// Bytes in one write of the log; a longer queue takes several.
+pub const MAX_FLUSH_BYTES: usize = 8 << 20;
+/// Bytes read from a segment at once.
+pub const LOG_READ_BYTES: u64 = 1 << 20;
+/// On a full disk the log looks for room for its next segment this often.
+pub const LOG_RETRY_MS: u64 = 1_000;
+/// Snapshots kept on disk, and bytes in a frame of one.
+pub const SNAPSHOTS_KEPT: usize = 2;
+pub const SNAPSHOT_FRAME_BYTES: usize = 256 << 10;
 /// Bytes of the log's tail that stay in memory.
 pub const LOG_CACHE_BYTES: usize = 48 << 20;
 /// Disk space set aside for completions and snapshots, at least.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+
+/// Queues that metrics name; more are only counted.
+pub const MAX_QUEUES_IN_METRICS: usize = 500;
+// The SDK (`client`).
+
+/// Addresses that one client may be given.
+pub const CLIENT_MAX_ADDRESSES: usize = 64;
+/// A call's deadline, unless its caller sets another.
+pub const CLIENT_CALL_DEADLINE_MS: u64 = 30_000;
+/// One try of a call that is safe to repeat waits so long before another node is asked.
+pub const CLIENT_TRY_MS: u64 = 2_500;
+/// One try of a wait; each longer wait is several.
+pub const CLIENT_WAIT_TRY_MS: u64 = 20_000;
+/// A connection is up after this, or another address is tried.
+pub const CLIENT_CONNECT_MS: u64 = 1_000;
+/// The first and the longest pause between tries.
+pub const CLIENT_BACKOFF_FIRST_MS: u64 = 5;
+pub const CLIENT_BACKOFF_MAX_MS: u64 = 1_000;
+/// For so long after a break pauses stay short: a failover is over by then.
+pub const CLIENT_BACKOFF_QUICK_FOR_MS: u64 = 2_000;
+pub const CLIENT_BACKOFF_QUICK_MAX_MS: u64 = 40;
+/// HTTP/2 windows of the SDK's connections.
+pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// A leader that was named but cannot be reached is not tried again for so long: briefly if the
+/// client was given its address, else long, for then it probably never can be.
+pub const CLIENT_AVOID_SEED_MS: u64 = 1_000;
+pub const CLIENT_AVOID_LEADER_MS: u64 = 30_000;
+/// Bytes of packages or results that the SDK puts into one message, unless it is a single one.
+pub const CLIENT_MESSAGE_BYTES: usize = 512 << 10;
+/// Messages that wait for the network on one of the SDK's streams.
+pub const CLIENT_STREAM_QUEUE: usize = 16;
+/// Packages submitted by a `Submitter` and not yet confirmed, unless its owner sets another number.
+pub const CLIENT_SUBMIT_WINDOW: usize = 4_096;
+/// A worker sends a sign of life so often, and takes its stream for dead after so long a silence.
+pub const CLIENT_PING_EVERY_MS: u64 = 1_000;
+pub const CLIENT_SILENCE_MS: u64 = 3_000;
+/// A Hello is answered within this, or another node is tried.
+pub const CLIENT_WELCOME_MS: u64 = 2_500;
+/// A worker gives up when it could not attach for so long: the first time, and later.
+pub const CLIENT_ATTACH_MS: u64 = 60_000;
+pub const CLIENT_REATTACH_MS: u64 = 600_000;
+/// A handler that was cancelled is dropped after this.
+pub const CLIENT_CANCEL_GRACE_MS: u64 = 5_000;
+/// A draining worker waits so long for its handlers.
+pub const CLIENT_DRAIN_MS: u64 = 300_000;
+/// A worker that leaves waits so long for the cluster's goodbye.
+pub const CLIENT_GOODBYE_MS: u64 = 1_000;
+/// A settlement that the cluster could not take now is sent again after this.
+pub const CLIENT_RESEND_MS: u64 = 50;
+/// Extensions of one lease that wait for their turn.
+pub const CLIENT_MAX_EXTENSIONS_WAITING: usize = 16;
+
+/// The leader speaks at least so often.
+pub const HEARTBEAT_MS: u64 = 100;
+/// A follower that hears nothing for so long stands for election.
+pub const ELECTION_MIN_MS: u64 = 500;
+pub const ELECTION_MAX_MS: u64 = 1_000;
+/// A leader that no quorum answered for so long serves nobody until one does again.
+pub const QUORUM_LOST_MS: u64 = 2_000;
+/// A connection to a peer is made within this.
+pub const PEER_CONNECT_MS: u64 = 1_000;
+/// A silent connection to a peer is probed after this, and given up after that.
+pub const PEER_KEEPALIVE_MS: u64 = 1_000;
+pub const PEER_KEEPALIVE_TIMEOUT_MS: u64 = 3_000;
+/// An append that waits for its answer longer than this ends the stream.
+pub const PEER_ANSWER_MS: u64 = 5_000;
+/// HTTP/2 between nodes.
+pub const PEER_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub const PEER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+pub const PEER_FRAME_BYTES: u32 = 1 << 20;
+/// A snapshot travels in pieces of this size, within this time.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+pub const SNAPSHOT_TRANSFER_MS: u64 = 600_000;
+/// Log bytes kept behind a snapshot, so that a follower that was away briefly needs none.
+pub const LOG_KEEP_BYTES: u64 = 64 << 20;
+/// Bytes of one command; what the API lets through is smaller.
+pub const MAX_COMMAND_BYTES: usize = 24 << 20;
+/// Submits may fill a batch only up to this while completions come in.
+pub const MAX_SUBMIT_BYTES_WHILE_BUSY: usize = MAX_BATCH_BYTES / 4;
+/// Submits that wait before `ready` holds further ones back.
+pub const SUBMITS_WAITING_BEFORE_HOLD: usize = 2 * MAX_BATCH_COMMANDS;
+/// Read barriers that wait for the next round; more wait outside.
+pub const MAX_BARRIERS_WAITING: usize = 1024;
+/// What was proposed by a leader that lost its office may still be answered within this.
+pub const STEP_DOWN_GRACE_MS: u64 = 300;
+/// A peer's clock that was not heard for so long does not count.
+pub const PEER_CLOCK_STALE_MS: u64 = 5_000;
+/// Clocks further than this from the quorum's raise CLOCK_SKEW.
+pub const CLOCK_SKEW_MS: u64 = 2_000;
+/// A peer that answered within this is reachable.
+pub const PEER_REACHABLE_MS: u64 = 1_500;
+/// Fast failover: a node starts at most one election in this time.
+pub const FAILOVER_EVERY_MS: u64 = 2_000;
+/// Fast failover: the node next in rank waits so long for the one before it.
+pub const FAILOVER_STAGGER_MS: u64 = 40;
+/// Fast failover: a peer is given so long to notice the loss itself.
+pub const FAILOVER_ASK_MS: u64 = 60;
+/// Fast failover: a vote carries the word that the leader is gone for so long.
+pub const FAILOVER_VOTE_MS: u64 = 400;
+/// Pause between the rounds of a bootstrap.
+pub const BOOTSTRAP_RETRY_MS: u64 = 150;
+/// A probe is answered within this.
+pub const PROBE_MS: u64 = 1_000;
+/// Leadership is handed over within this at shutdown.
+pub const SHUTDOWN_TRANSFER_MS: u64 = 2_000;
+
+/// A node that stops lets calls under way finish for so long.
+pub const SHUTDOWN_CALLS_MS: u64 = 3_000;

@@ -1012,9 +1012,8 @@ impl Model {
             let view = machine.queue(name).map_err(|reject| format!("{name}: {reject:?}"))?;
             let count = |state| {
                 // A DEAD package with a copy among the dead letters is no longer this queue's sorrow.
-                let here = |(key, p): &(&Key, &Package)| {
-                    key.0 == *name && p.gone.is_none() && p.state == state && !p.moved
-                };
+                let here =
+                    |(key, p): &(&Key, &Package)| key.0 == *name && p.gone.is_none() && p.state == state && !p.moved;
                 self.packages.iter().filter(here).count() as u64
             };
             for state in [State::Scheduled, State::Ready, State::Leased, State::Dead] {
