@@ -213,15 +213,24 @@ impl Machine {
         }
     }
 
-    /// A DEAD package goes back to work, as if new.
+    /// A DEAD package goes back to work, as if new. Who tries again means it: an `expire_time` that
+    /// has passed is dropped, or it would take the payload with it at once.
     pub(super) fn revive(&mut self, slot: Slot) {
+        let wall = self.state.wall;
         self.shift(slot, |package| {
             package.phase = Phase::Ready;
             package.attempts = 0;
             package.suspect = false;
             package.ticks = Ticks(0);
+            if let Some(rare) = &mut package.rare {
+                rare.worker = None;
+            }
+            let body = &package.body;
+            if body.expire.is_some_and(|expire| expire <= wall) {
+                let body = PackageBody { expire: None, ..body.with_payload(body.payload.clone()) };
+                package.body = Arc::new(body);
+            }
         });
-        self.expire_if_due(slot);
     }
 
     /// Takes a package away for good, leaving a tombstone if `mourned`.
