@@ -155,7 +155,8 @@ impl Machine {
             } else if package.phase.is_finished() {
                 Err(Reject::AlreadyFinished { state: package.phase })
             } else {
-                Err(Reject::LeaseLost { current: package.fence })
+                let leased = package.phase == Phase::Leased;
+                Err(Reject::LeaseLost { current: if leased { package.fence } else { Fence(0) } })
             };
         }
         let Some(grave) = self.find_grave(number, id) else {

@@ -296,7 +296,8 @@ impl Machine {
         emptied.dedup();
         for number in emptied {
             let Some(queue) = self.state.queues.get(number) else { continue };
-            if !queue.sealed || self.index.line(number).live() > 0 {
+            // A queue that is being deleted ends when it is gone.
+            if !queue.sealed || queue.deleting || self.index.line(number).live() > 0 {
                 continue;
             }
             let name = queue.name.clone();
