@@ -497,7 +497,7 @@ fn load_rare(stored: SnapshotRare) -> Result<Rare, Broken> {
 }
 
 fn unpack(mut packed: Bytes, queue: &mut Queue) -> Result<(), Broken> {
-    if packed.len() % TOMBSTONE_BYTES != 0 {
+    if !packed.len().is_multiple_of(TOMBSTONE_BYTES) {
         return Err(broken("a torn run of tombstones"));
     }
     while packed.has_remaining() {

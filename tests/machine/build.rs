@@ -208,10 +208,7 @@ pub fn cluster_settings(args: &mut Args) -> Result<ClusterSettings> {
     Ok(ClusterSettings {
         session_grace_ms: args.millis("session_grace")?,
         failover_grace_ms: args.millis("failover_grace")?,
-        auto_create_queues: match args.text("auto_create") {
-            None => None,
-            Some(text) => Some(text == "yes"),
-        },
+        auto_create_queues: args.text("auto_create").map(|text| text == "yes"),
         memory_budget_bytes: args.size("memory")?,
         dedup_budget: args.number("dedup_budget")?,
         max_queues: args.number("max_queues")?,

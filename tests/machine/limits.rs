@@ -435,3 +435,9 @@ fn a_step_of_the_ticks() {
     assert_ok(one(&mut stage, Op::Tick(Tick {})));
     assert_eq!(stage.machine.summary().ticks.0, before + MAX_TICK_STEP_MS);
 }
+
+/// Closing a session is one command, so no session may hold more than a command may change.
+#[test]
+fn no_session_holds_more_than_a_command_may_change() {
+    assert!(MAX_IN_FLIGHT_CEILING as usize <= wharf::types::limits::MAX_CHANGES_A_COMMAND);
+}

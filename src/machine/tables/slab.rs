@@ -43,7 +43,7 @@ impl<T: Clone, const PAGE: usize> Slab<T, PAGE> {
 
     fn push(&mut self, slot: Slot<T>) -> u32 {
         let number = self.slots;
-        if number as usize % PAGE == 0 {
+        if (number as usize).is_multiple_of(PAGE) {
             self.pages.push(Arc::new(Vec::with_capacity(PAGE)));
         }
         let page = self.pages.last_mut().expect("a page was just made or has room");
