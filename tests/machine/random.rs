@@ -286,7 +286,9 @@ impl Run {
         };
         let rng = &mut self.rng;
         let (queues, kinds, concurrency) = match &known {
-            Some(known) => (known.queues.clone(), known.kinds.clone(), known.concurrency),
+            // Mostly as before, sometimes with other hands.
+            Some(known) if rng.random_bool(0.8) => (known.queues.clone(), known.kinds.clone(), known.concurrency),
+            Some(known) => (known.queues.clone(), known.kinds.clone(), rng.random_range(0..4)),
             None => {
                 let two = QUEUES.choose_multiple(rng, 2).map(|queue| (*queue).to_owned()).collect();
                 let all = QUEUES.map(str::to_owned).to_vec();
@@ -294,7 +296,11 @@ impl Run {
                 (if rng.random_bool(0.7) { all } else { two }, kinds, rng.random_range(0..4))
             }
         };
+        // A new process under the old name has forgotten some.
+        let forgets = rng.random_bool(0.15);
         let held = known.iter().flat_map(|known| &known.leases).filter(|(fence, _)| **fence <= received_fence);
+        let held: Vec<_> = held.filter(|_| !forgets || rng.random()).collect();
+        let held = held.into_iter();
         let held = held.map(|(fence, key)| Lease { queue: key.0.clone(), id: key.1.clone(), fence: *fence }).collect();
         Op::OpenSession(OpenSession {
             worker: session.clone(),

@@ -253,12 +253,36 @@ impl Model {
         session.withheld = 0;
         session.detached = None;
         session.by_failover = false;
-        self.unreceived.extend(session.leases.keys().filter(|fence| **fence > session.received));
-        for key in session.leases.values() {
-            let half = self.queues[&key.0].settings.lease_ms.unwrap_or(0) / 2;
-            let package = self.packages.get_mut(key).expect("leased packages are there");
-            package.deadline = package.deadline.map(|deadline| deadline.max(now + half));
+        let received = session.received;
+        let concurrency = session.concurrency;
+        let listed = |fence: &u64| op.held.iter().any(|lease| lease.fence == *fence);
+        let unlisted: Vec<(u64, Key)> = session
+            .leases
+            .iter()
+            .filter(|(fence, _)| !listed(fence))
+            .map(|(fence, key)| (*fence, key.clone()))
+            .collect();
+        for (fence, key) in unlisted {
+            if fence > received {
+                self.unreceived.insert(fence);
+            } else {
+                // It came, and the worker has it no more: a new process under the old name.
+                self.take_away(&key, Some(Cause::Released));
+                self.back(&key);
+            }
         }
+        let hands = if concurrency == 0 { usize::MAX } else { concurrency };
+        let leases: Vec<Key> = self.sessions[&op.session].leases.values().cloned().collect();
+        for (place, key) in leases.iter().enumerate() {
+            let lease = self.lease_ms(&key.0);
+            let package = self.package(key);
+            package.deadline = match package.deadline {
+                _ if place >= hands => None,
+                Some(deadline) => Some(deadline.max(now + lease / 2)),
+                None => Some(now + lease),
+            };
+        }
+        self.close_the_drained();
         Ok(())
     }
 
