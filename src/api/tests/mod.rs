@@ -28,6 +28,7 @@ use crate::proto::v1::queue_service_client::QueueServiceClient;
 use crate::proto::v1::work_request::Request as Ask;
 use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_client::WorkerServiceClient;
+use crate::raft::handle::Feed;
 use crate::raft;
 use crate::raft::bootstrap::BootstrapNode;
 use crate::raft::snapshots::Blocking;
