@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 const PUBLIC: &[&str] =
     &["wharf/v1/package.proto", "wharf/v1/worker.proto", "wharf/v1/queue.proto", "wharf/v1/cluster.proto"];
-const INTERNAL: &[&str] = &["wharf/internal/v1/stored.proto", "wharf/internal/v1/peer.proto"];
+const INTERNAL: &[&str] =
+    &["wharf/internal/v1/stored.proto", "wharf/internal/v1/snapshot.proto", "wharf/internal/v1/peer.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -1,20 +1,47 @@
 //! The truth. A pure state machine: `apply(state, meta, batch) -> replies + effects`.
 //!
+//! [`state`] is what is stored, [`index`] what is computed from it. `on/` has one room for each
+//! family of commands, [`lease`] what they share, [`matching`] decides who gets what.
+//!
 //! Invariants: no clock, randomness, IO, environment, threads, async, floats or logging; every
 //! number that `apply` reads is in the state or fixed by the machine version; hash maps only for
 //! point look-ups. A refusal ([`Reject`]) is data and changes nothing. The same log gives the
 //! same state, replies and effects on every node, also on one that began from a snapshot.
+//! `check` lists what else holds after each step.
 //!
 //! Absent on purpose: who is leader, which streams live, where bytes are stored.
 
+mod check;
 pub mod command;
 pub mod effect;
+mod index;
+mod lease;
+mod life;
+mod matching;
+mod on;
+mod read;
 pub mod reject;
+mod settings;
+mod snapshot;
+mod state;
+mod sweep;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod timers;
+pub mod version;
 pub mod view;
 
 pub use command::{Outcome, Reply};
 pub use effect::Effect;
 pub use reject::Reject;
+pub use snapshot::Frozen;
+
+use command::{Batch, Op};
+use index::Index;
+use state::{QueueNo, State};
+
+use crate::types::{Ticks, Wall, limits};
 
 /// Where in the log a batch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +61,6 @@ pub struct Applied {
     pub effects: Vec<Effect>,
 }
 
-/// The state.
-pub struct Machine {
-    _private: (),
-}
-
 /// The machine cannot go on: a broken invariant, or bytes of a later version. Halts the node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -52,98 +74,111 @@ pub enum Broken {
     Snapshot(String),
 }
 
+/// The state machine. Made empty, or restored from a snapshot; changed only by [`Machine::apply`].
+pub struct Machine {
+    state: State,
+    index: Index,
+    now: Now,
+}
+
+/// What the batch under way gathers. Empty between batches.
+#[derive(Default)]
+struct Now {
+    effects: Vec<Effect>,
+    /// Queues whose last live package went: perhaps ended.
+    emptied: Vec<QueueNo>,
+    /// Packages changed by the command under way.
+    changes: usize,
+}
+
+type Result<T> = std::result::Result<T, Reject>;
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Machine {
     /// The empty state, as every cluster begins.
     pub fn new() -> Self {
-        todo!()
+        Self::of(State::new())
+    }
+
+    fn of(state: State) -> Self {
+        Self { index: Index::rebuild(&state), state, now: Now::default() }
     }
 
     /// Applies one log entry. Total: refusals are outcomes; an error halts the node.
-    pub fn apply(&mut self, meta: Meta, batch: &command::Batch) -> Result<Applied, Broken> {
-        todo!()
+    pub fn apply(&mut self, meta: Meta, batch: &Batch) -> std::result::Result<Applied, Broken> {
+        version::check(batch)?;
+        self.stamp(meta, batch);
+
+        // Whatever a worker or client said by now beats the passing of time.
+        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+        outcomes.resize_with(batch.commands.len(), || None);
+        for ticks in [false, true] {
+            for (command, outcome) in batch.commands.iter().zip(&mut outcomes) {
+                let op = command.op.as_ref().ok_or(Broken::UnknownCommand)?;
+                if matches!(op, Op::Tick(_)) == ticks {
+                    *outcome = Some(self.run(meta, op));
+                }
+            }
+        }
+        self.match_packages();
+        let outcomes = outcomes.into_iter().flatten().collect();
+        Ok(Applied { outcomes, effects: std::mem::take(&mut self.now.effects) })
     }
 
     /// Notes an entry without commands (blank, membership).
     pub fn skip(&mut self, meta: Meta) {
-        todo!()
+        self.state.index = meta.index;
+        self.state.term = meta.term;
     }
 
-    /// The whole state, frozen in microseconds; writing it out takes as long as it takes.
-    pub fn freeze(&self) -> Frozen {
-        todo!()
+    /// Both clocks go forward only, and ticks by no more than one step a batch.
+    fn stamp(&mut self, meta: Meta, batch: &Batch) {
+        let latest = self.state.ticks.plus(limits::MAX_TICK_STEP_MS);
+        self.state.ticks = Ticks(batch.ticks).clamp(self.state.ticks, latest);
+        self.state.wall = self.state.wall.max(Wall(batch.wall));
+        self.skip(meta);
     }
 
-    /// Builds the state from what [`Frozen::write`] wrote.
-    pub fn restore(from: &mut dyn std::io::Read) -> Result<Self, Broken> {
-        todo!()
-    }
-
-    /// A package, or what its tombstone tells.
-    pub fn package(&self, queue: &str, id: &str) -> Result<view::PackageView, Reject> {
-        todo!()
-    }
-
-    pub fn queue(&self, name: &str) -> Result<view::QueueView, Reject> {
-        todo!()
-    }
-
-    /// In the order of their names; `prefix` may be empty.
-    pub fn queues(&self, prefix: &str) -> Vec<view::QueueView> {
-        todo!()
-    }
-
-    pub fn session(&self, session: &str) -> Result<view::SessionView, Reject> {
-        todo!()
-    }
-
-    /// Sessions that subscribe to the queue, or all; in the order of their ids.
-    pub fn sessions(&self, queue: Option<&str>) -> Vec<view::SessionView> {
-        todo!()
-    }
-
-    /// Everything that the session holds, oldest first: what dispatch sends again after a rebuild.
-    pub fn held(&self, session: &str) -> Vec<effect::Delivery> {
-        todo!()
-    }
-
-    /// Packages that `Purge` with these states would remove now.
-    pub fn count_purgeable(&self, queue: &str, states: &[u32]) -> Result<u64, Reject> {
-        todo!()
-    }
-
-    /// Sessions that hold prefetch while another session idles with credit for the same work:
-    /// (session, epoch, how many to recall). Used by dispatch's liveness; bounded, best effort.
-    pub fn recallable(&self) -> Vec<(effect::SessionId, crate::types::Epoch, u32)> {
-        todo!()
-    }
-
-    pub fn cluster_settings(&self) -> command::ClusterSettings {
-        todo!()
-    }
-
-    pub fn summary(&self) -> view::Summary {
-        todo!()
-    }
-}
-
-/// A frozen state: an owner's view that apply no longer changes.
-pub struct Frozen {
-    _private: (),
-}
-
-impl Frozen {
-    /// Writes the state in its canonical form.
-    pub fn write(&self, to: &mut dyn std::io::Write) -> std::io::Result<()> {
-        todo!()
-    }
-
-    /// Hex of the hash over the canonical form.
-    pub fn hash(&self) -> String {
-        todo!()
-    }
-
-    /// Recounts every invariant; empty if all hold.
-    pub fn check(&self) -> Vec<String> {
-        todo!()
+    fn run(&mut self, meta: Meta, op: &Op) -> Outcome {
+        self.now.changes = 0;
+        let result = match op {
+            Op::Submit(op) => self.on_submit(op),
+            Op::Complete(op) => self.on_complete(op),
+            Op::Fail(op) => self.on_fail(op),
+            Op::Extend(op) => self.on_extend(op),
+            Op::Release(op) => self.on_release(op),
+            Op::SetCredit(op) => self.on_set_credit(op),
+            Op::OpenSession(op) => self.on_open_session(meta, op),
+            Op::DetachSession(op) => self.on_detach_session(op),
+            Op::DrainSession(op) => self.on_drain_session(op),
+            Op::CloseSession(op) => self.on_close_session(op),
+            Op::Reclaim(op) => self.on_reclaim(op),
+            Op::Heard(op) => self.on_heard(op),
+            Op::Cancel(op) => self.on_cancel(op),
+            Op::Retry(op) => self.on_retry(op),
+            Op::Purge(op) => self.on_purge(op),
+            Op::Redrive(op) => self.on_redrive(op),
+            Op::CreateQueue(op) => self.on_create_queue(op),
+            Op::UpdateQueue(op) => self.on_update_queue(op),
+            Op::DeleteQueue(op) => self.on_delete_queue(op),
+            Op::PauseQueue(op) => self.on_pause_queue(op),
+            Op::SealQueue(op) => self.on_seal_queue(op),
+            Op::SetCluster(op) => self.on_set_cluster(op),
+            Op::RaiseVersion(op) => self.on_raise_version(op),
+            Op::LeaderStarted(op) => self.on_leader_started(meta, op),
+            Op::Tick(_) => self.on_tick(),
+            Op::Advance(_) => self.on_advance(),
+            Op::Fingerprint(_) => {
+                self.now.effects.push(Effect::Fingerprint);
+                Ok(Reply::Done)
+            }
+        };
+        self.announce_ends();
+        Outcome { revision: self.state.revision, result }
     }
 }

@@ -136,3 +136,22 @@ pub struct Summary {
     /// When the next timer is due, if any is armed: in ticks from the last stamp (0: overdue).
     pub next_timer_ms: Option<u64>,
 }
+
+impl PackageBody {
+    /// The same with another payload.
+    pub fn with_payload(&self, payload: Bytes) -> Self {
+        Self {
+            queue: self.queue.clone(),
+            id: self.id.clone(),
+            kind: self.kind.clone(),
+            payload,
+            content_type: self.content_type.clone(),
+            labels: self.labels.clone(),
+            priority: self.priority,
+            not_before: self.not_before,
+            expire: self.expire,
+            max_attempts: self.max_attempts,
+            create: self.create,
+        }
+    }
+}

@@ -98,7 +98,7 @@ impl Bootstrap {
         }
         let others = self.nodes.iter().filter(|node| node.node != own);
         let mut probes: FuturesUnordered<_> = others.map(|node| self.probe(node, digest)).collect();
-        let mut incarnations = BTreeMap::from([(own, self.peers.own.incarnation)]);
+        let mut met = BTreeMap::from([(own, self.peers.own.clone())]);
         let mut problem = None;
         while let Some((node, answer)) = probes.next().await {
             let answer = match answer {
@@ -117,7 +117,7 @@ impl Bootstrap {
             } else if answer.bootstrap_digest != *digest {
                 problem.get_or_insert(format!("node {node} is configured with other cluster nodes"));
             } else {
-                incarnations.insert(node, answer.incarnation);
+                met.insert(node, told(answer));
             }
         }
         if let Some(problem) = problem {
@@ -127,10 +127,10 @@ impl Bootstrap {
         if lowest != Some(own) {
             return Ok(Round::Waiting("waiting for the node with the lowest number to form the cluster".to_owned()));
         }
-        self.form(incarnations).await
+        self.form(met).await
     }
 
-    async fn form(&self, incarnations: BTreeMap<NodeId, u64>) -> Result<Round, Refused> {
+    async fn form(&self, met: BTreeMap<NodeId, Member>) -> Result<Round, Refused> {
         let mut cluster_id = self.peers.cluster_id();
         if cluster_id.is_empty() {
             let random = &self.peers.env().random;
@@ -139,14 +139,10 @@ impl Bootstrap {
         self.peers
             .adopt_cluster(&cluster_id)
             .map_err(|error| Refused::Failed(format!("cannot keep the cluster's id: {error}")))?;
+        // Each node knows its own addresses best; the list says where its peers reach it.
         let member = |node: &BootstrapNode| {
-            let member = Member {
-                peer_addr: node.peer_addr.clone(),
-                client_addr: node.client_addr.clone(),
-                admin_addr: node.admin_addr.clone(),
-                incarnation: *incarnations.get(&node.node)?,
-            };
-            Some((node.node, member))
+            let met = met.get(&node.node)?.clone();
+            Some((node.node, Member { peer_addr: node.peer_addr.clone(), ..met }))
         };
         let members: BTreeMap<NodeId, Member> = self.nodes.iter().filter_map(member).collect();
         tracing::info!(nodes = members.len(), "forming the cluster");
@@ -166,6 +162,17 @@ impl Bootstrap {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
         };
         (node.node, answer)
+    }
+}
+
+/// A node as it told of itself.
+fn told(answer: pb::ProbeResponse) -> Member {
+    let member = answer.member.unwrap_or_default();
+    Member {
+        peer_addr: member.peer_addr,
+        client_addr: member.client_addr,
+        admin_addr: member.admin_addr,
+        incarnation: answer.incarnation,
     }
 }
 

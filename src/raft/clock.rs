@@ -133,15 +133,8 @@ fn quorum_wall(clocks: &[(NodeId, Option<Wall>)]) -> Option<Wall> {
 mod tests {
     use super::*;
     use crate::env::Env;
+    use crate::raft::peers::home;
     use crate::raft::types::Member;
-    use bytes::Bytes;
-
-    struct Keep;
-    impl super::super::peers::IdentityStore for Keep {
-        fn save_cluster_id(&self, _: &[u8]) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
 
     fn wall(clocks: &[Option<u64>]) -> Option<u64> {
         let clocks: Vec<_> = clocks.iter().map(|wall| (1, wall.map(Wall))).collect();
@@ -161,7 +154,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_frozen_leader_ages_no_lease() {
-        let peers = Peers::new(1, Member::default(), Bytes::new(), Arc::new(Keep), 1, Env::real());
+        let peers = Peers::new(1, Member::default(), home(1, 1), 1, Env::real());
         let applied = Arc::new(AppliedTime::default());
         applied.note(5_000, 0);
         let stamper = Stamper::new(Arc::clone(&applied), Arc::new(peers));

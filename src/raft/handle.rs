@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
-use super::StorageProbe;
+use super::data_dir::DataDir;
 use super::machine_adapter::State;
 use super::network::{Channels, Purpose};
 use super::peer_server::Raft;
@@ -120,7 +120,7 @@ pub(super) struct Inner {
     pub(super) reads: Arc<Reads>,
     pub(super) standing: watch::Receiver<Standing>,
     pub(super) effects: Mutex<Option<mpsc::Receiver<Feed>>>,
-    pub(super) storage: Arc<dyn StorageProbe>,
+    pub(super) disk: Arc<DataDir>,
     pub(super) alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
     pub(super) stopping: Arc<AtomicBool>,
 }
@@ -257,7 +257,7 @@ impl Handle {
         };
         let mut metrics = inner.state.counters.metrics();
         metrics.commands_waiting = inner.proposer.waiting() as u64;
-        inner.storage.fill_metrics(&mut metrics);
+        inner.disk.fill_metrics(&mut metrics);
         Status {
             cluster_id: inner.peers.cluster_id().iter().map(|byte| format!("{byte:02x}")).collect(),
             node: self.node(),
@@ -269,7 +269,7 @@ impl Handle {
             snapshot_index: index(&view.snapshot),
             purged_index: index(&view.purged),
             members: inner.peers.members().into_iter().map(member).collect(),
-            disk: inner.storage.disk_status(),
+            disk: inner.disk.status(),
             alarms: inner.alarms.lock().values().cloned().collect(),
             metrics,
         }
@@ -311,6 +311,7 @@ impl Handle {
         self.inner.proposer.stop();
         // Its error is the core's end by panic, which the fatal channel tells too.
         let _ = self.inner.raft.shutdown().await;
+        self.inner.disk.close();
     }
 
     #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::RaftServerMetrics;
 use openraft::{ReadPolicy, ServerState};
@@ -18,6 +19,7 @@ use tokio::time::sleep;
 
 use super::Fatal;
 use super::clock::Stamper;
+use super::data_dir::DataDir;
 use super::handle::{Leader, ProposeError, Responder, Standing};
 use super::machine_adapter::State;
 use super::peer_server::Raft;
@@ -25,9 +27,13 @@ use super::peers::Peers;
 use super::proposer::Proposer;
 use super::types::TypeConfig;
 use crate::machine::command::{Command, LeaderStarted, Op};
+use crate::types::limits;
 
 /// After an election Raft refuses a leader's first moves until a quorum has answered it.
 const TRY_AGAIN: Duration = Duration::from_millis(3);
+
+/// A leader looks this often whether a quorum still answers it.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The parts of office; see the module.
 #[derive(Clone)]
@@ -38,6 +44,7 @@ pub struct Leadership {
     pub state: Arc<State>,
     pub stamper: Arc<Stamper>,
     pub standing: watch::Sender<Standing>,
+    pub disk: Arc<DataDir>,
     pub stopping: Arc<AtomicBool>,
     pub fatal: mpsc::Sender<Fatal>,
 }
@@ -68,8 +75,11 @@ impl Leadership {
                 let taking = tokio::spawn(self.clone().take(term)).abort_handle();
                 office = Some((term, taking));
             }
-            if metrics.changed().await.is_err() {
-                break;
+            tokio::select! {
+                biased;
+                changed = metrics.changed() => if changed.is_err() { break },
+                // A lost quorum changes no metric.
+                () = sleep(LOOK_EVERY), if view.state == ServerState::Leader => {}
             }
         }
         if let Some((term, taking)) = office {
@@ -79,16 +89,24 @@ impl Leadership {
         self.proposer.stop();
         if !self.stopping.load(Ordering::Relaxed) {
             let running = self.raft.metrics().borrow_watched().running_state.clone();
-            let why = running.err().map_or_else(|| "without a reason".to_owned(), |fatal| fatal.to_string());
+            let told = self.disk.log_error().or_else(|| running.err().map(|fatal| fatal.to_string()));
+            let why = told.unwrap_or_else(|| "without a reason".to_owned());
             // A reason that is already there counts more.
             let _ = self.fatal.try_send(Fatal::Raft(why));
         }
     }
 
-    /// The term in which this node leads.
+    /// The term in which this node leads and a quorum knows it. Raft itself lets a leader that lost
+    /// its quorum stay in office until it hears of another.
     fn won(&self, view: &RaftServerMetrics<TypeConfig>) -> Option<u64> {
         let leads = view.state == ServerState::Leader && view.current_leader == Some(self.peers.node);
-        leads.then_some(view.vote.leader_id.term)
+        (leads && !self.lost_quorum(view)).then_some(view.vote.leader_id.term)
+    }
+
+    fn lost_quorum(&self, view: &RaftServerMetrics<TypeConfig>) -> bool {
+        let acked = self.raft.metrics().borrow_watched().last_quorum_acked.map(|at| at.elapsed());
+        let most = Duration::from_millis(limits::QUORUM_LOST_MS);
+        view.membership_config.voter_ids().count() > 1 && acked.is_some_and(|elapsed| elapsed > most)
     }
 
     fn note_members(&self, view: &RaftServerMetrics<TypeConfig>) {

@@ -5,7 +5,7 @@
 //! its own `LeaderStarted` on; a full feed loses them and says so. Hashing and writing snapshots
 //! happen on a frozen state, off the apply path.
 
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -13,21 +13,20 @@ use futures::{Stream, StreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, SnapshotMeta, StoredMembership};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::clock::AppliedTime;
-use super::convert;
 use super::counters::Counters;
 use super::handle::{EffectBatch, Feed, FingerprintResult};
-use super::snapshots::{Blocking, Snapshot, SnapshotSink, SnapshotStore};
+use super::snapshots::{Blocking, Snapshot, meta_from_stored, meta_to_stored};
 use super::types::{GroupReply, TypeConfig};
 use super::{Fatal, SkipEntry};
 use crate::machine::command::{Batch, Op};
 use crate::machine::{Applied, Broken, Effect, Frozen, Machine, Meta};
-use crate::proto::internal as pb;
+use crate::storage::snapshots::{Snapshot as Kept, Snapshots};
 use crate::types::{NodeId, limits};
 
 /// The machine and what stands around it; shared with the handle and the tasks.
@@ -185,17 +184,50 @@ impl State {
 const STARTED_BIT: u64 = 1 << 63;
 const TERM_BITS: u64 = STARTED_BIT - 1;
 
+/// A node's snapshots, and the one in use: the newest whose every byte checks.
+pub struct Shelf {
+    files: Snapshots,
+    current: Mutex<Option<Kept>>,
+}
+
+impl Shelf {
+    /// Reads through what is kept; slow for a large snapshot.
+    pub fn new(files: Snapshots) -> Self {
+        let (valid, errors) = files.latest_valid();
+        for error in errors {
+            tracing::error!(%error, "a snapshot is damaged: using the one before");
+        }
+        Self { files, current: Mutex::new(valid) }
+    }
+
+    pub fn files(&self) -> &Snapshots {
+        &self.files
+    }
+
+    pub fn current(&self) -> Option<Kept> {
+        self.current.lock().clone()
+    }
+
+    /// A newer one came meanwhile: it stays.
+    fn use_from_now(&self, kept: &Kept) {
+        let mut current = self.current.lock();
+        if current.as_ref().is_none_or(|current| current.meta.last <= kept.meta.last) {
+            *current = Some(kept.clone());
+        }
+    }
+}
+
 /// openraft's side of the machine.
 pub struct Adapter {
     state: Arc<State>,
-    snapshots: Arc<dyn SnapshotStore>,
+    shelf: Arc<Shelf>,
     last: Option<LogIdOf<TypeConfig>>,
     membership: StoredMembershipOf<TypeConfig>,
 }
 
 impl Adapter {
-    pub fn new(state: Arc<State>, snapshots: Arc<dyn SnapshotStore>) -> Self {
-        Self { state, snapshots, last: None, membership: StoredMembership::default() }
+    pub fn new(state: Arc<State>, shelf: Arc<Shelf>) -> Self {
+        Self { state, shelf, last: None, membership: StoredMembership::default() }
     }
 }
 
@@ -244,19 +276,21 @@ impl RaftStateMachine<TypeConfig> for Adapter {
             frozen: Some(self.state.machine.read().freeze()),
             meta: SnapshotMeta { last_log_id: self.last, last_membership: self.membership.clone() },
             state: Arc::clone(&self.state),
-            snapshots: Arc::clone(&self.snapshots),
+            shelf: Arc::clone(&self.shelf),
         }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<TypeConfig>, snapshot: Snapshot) -> io::Result<()> {
         let received = matches!(snapshot, Snapshot::Received(_));
+        let shelf = Arc::clone(&self.shelf);
         let restore = move || -> io::Result<Machine> {
-            let source = match snapshot {
-                Snapshot::Kept(source) => source,
-                Snapshot::Received(sink) => sink.commit()?,
+            let kept = match snapshot {
+                Snapshot::Kept(kept) => kept,
+                Snapshot::Received(file) => file.finish()?,
             };
-            let mut from = source.open()?;
-            Machine::restore(&mut *from).map_err(io::Error::other)
+            let machine = Machine::restore(&mut kept.body()).map_err(io::Error::other)?;
+            shelf.use_from_now(&kept);
+            Ok(machine)
         };
         let restored = self.state.blocking.run(restore).await.and_then(|machine| machine);
         let machine = restored.map_err(|error| self.state.halt(Fatal::Snapshot(error.to_string())))?;
@@ -271,19 +305,10 @@ impl RaftStateMachine<TypeConfig> for Adapter {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, Snapshot>>> {
-        let Some((head, source)) = self.snapshots.latest()? else { return Ok(None) };
-        let meta = meta_of(&head).map_err(|error| self.state.halt(Fatal::Snapshot(error.to_string())))?;
-        Ok(Some(openraft::Snapshot { meta, snapshot: Snapshot::Kept(source) }))
+        let Some(kept) = self.shelf.current() else { return Ok(None) };
+        let meta = meta_from_stored(&kept.meta).map_err(|error| self.state.halt(Fatal::Snapshot(error.to_string())))?;
+        Ok(Some(openraft::Snapshot { meta, snapshot: Snapshot::Kept(kept) }))
     }
-}
-
-/// What a snapshot's head says of the log.
-fn meta_of(head: &pb::SnapshotHead) -> Result<SnapshotMetaOf<TypeConfig>, convert::Malformed> {
-    let membership = convert::membership(head.membership.clone().unwrap_or_default())?;
-    Ok(SnapshotMeta {
-        last_log_id: head.last_log_id.as_ref().map(convert::log_id),
-        last_membership: StoredMembership::new(head.membership_log_id.as_ref().map(convert::log_id), membership),
-    })
 }
 
 /// Writes a frozen state out.
@@ -291,7 +316,7 @@ pub struct Builder {
     frozen: Option<Frozen>,
     meta: SnapshotMetaOf<TypeConfig>,
     state: Arc<State>,
-    snapshots: Arc<dyn SnapshotStore>,
+    shelf: Arc<Shelf>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
@@ -299,39 +324,17 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, Snapshot>> {
         let frozen = self.frozen.take().ok_or_else(|| io::Error::other("a builder builds once"))?;
-        let head = pb::SnapshotHead {
-            last_log_id: self.meta.last_log_id.as_ref().map(convert::log_id_to_proto),
-            membership_log_id: self.meta.last_membership.log_id().as_ref().map(convert::log_id_to_proto),
-            membership: Some(convert::membership_to_proto(self.meta.last_membership.membership())),
-            ..pb::SnapshotHead::default()
-        };
-        let snapshots = Arc::clone(&self.snapshots);
+        let (shelf, meta) = (Arc::clone(&self.shelf), meta_to_stored(&self.meta));
         let write = move || {
-            let mut sink = BufWriter::with_capacity(limits::SNAPSHOT_CHUNK_BYTES, Sink(snapshots.create(&head)?));
-            frozen.write(&mut sink)?;
-            let Sink(sink) = sink.into_inner().map_err(|error| error.into_error())?;
-            sink.commit()
+            let mut file = shelf.files.build(meta)?;
+            frozen.write(&mut file)?;
+            let kept = file.finish()?;
+            shelf.use_from_now(&kept);
+            Ok(kept)
         };
-        let source = self.state.blocking.run(write).await.and_then(|source| source)?;
+        let kept: Kept = self.state.blocking.run(write).await.and_then(|kept: io::Result<Kept>| kept)?;
         self.state.counters.snapshots_built.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(
-            index = self.meta.last_log_id.map(|id| id.index),
-            size_bytes = source.size_bytes(),
-            "wrote a snapshot"
-        );
-        Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot: Snapshot::Kept(source) })
-    }
-}
-
-/// A sink that a `BufWriter` can own and give back.
-struct Sink(Box<dyn SnapshotSink>);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        tracing::info!(index = kept.meta.last.map(|id| id.index), size_bytes = kept.file_bytes, "wrote a snapshot");
+        Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot: Snapshot::Kept(kept) })
     }
 }

@@ -8,18 +8,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::StorageProbe;
 use super::clock::Stamper;
+use super::data_dir::DataDir;
 use super::handle::{Alarm, Standing};
 use super::log_store::LogStore;
+use super::network::{Channels, Purpose};
 use super::peer_server::Raft;
-use super::peers::{Peers, Room};
+use super::peers::{Heard, PeerView, Peers};
 use super::proposer::Proposer;
+use crate::proto::internal as pb;
+use crate::storage::space::Room;
 use crate::types::{Wall, limits};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -29,11 +34,13 @@ pub struct Maintenance {
     pub raft: Raft,
     pub log: LogStore,
     pub peers: Arc<Peers>,
+    pub channels: Arc<Channels>,
     pub proposer: Arc<Proposer>,
     pub stamper: Arc<Stamper>,
-    pub storage: Arc<dyn StorageProbe>,
+    pub disk: Arc<DataDir>,
     pub standing: watch::Receiver<Standing>,
     pub alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
+    pub snapshot_every_log_bytes: u64,
 }
 
 impl Maintenance {
@@ -51,7 +58,7 @@ impl Maintenance {
             let snapshot = view.snapshot.map(|id| id.index);
             let applied = view.last_applied.map(|id| id.index);
             // Once for each snapshot: a build takes as long as it takes.
-            let due = self.log.bytes_after(snapshot) >= limits::SNAPSHOT_EVERY_LOG_BYTES && applied > snapshot;
+            let due = self.log.bytes_after(snapshot) >= self.snapshot_every_log_bytes && applied > snapshot;
             if due && asked != Some(snapshot) {
                 asked = Some(snapshot);
                 if self.raft.trigger().snapshot().await.is_err() {
@@ -69,17 +76,40 @@ impl Maintenance {
                     return;
                 }
             }
+            self.look_at_peers().await;
             self.look_at_disk().await;
             self.look_at_clocks();
         }
     }
 
+    /// Followers speak to each other too: whoever leads next knows the others' clocks at once, and
+    /// the connections that an election needs are warm.
+    async fn look_at_peers(&self) {
+        let silent = self.peers.members().into_iter().filter(|peer| {
+            let lately = |heard: Heard| heard.at.elapsed() < LOOK_EVERY;
+            peer.node != self.peers.node && !peer.heard.is_some_and(lately)
+        });
+        let probes: FuturesUnordered<_> = silent.map(|peer| self.probe(peer)).collect();
+        probes.collect::<()>().await;
+    }
+
+    async fn probe(&self, peer: PeerView) {
+        let envelope = Some(self.peers.envelope(peer.node, peer.member.incarnation));
+        let request = pb::ProbeRequest { envelope, ..pb::ProbeRequest::default() };
+        let mut client = self.channels.client(peer.node, &peer.member.peer_addr, Purpose::Raft);
+        let Ok(Ok(answer)) = timeout(LOOK_EVERY, client.probe(request)).await else { return };
+        let answer = answer.into_inner();
+        if answer.incarnation == peer.member.incarnation {
+            self.peers.heard(peer.node, answer.health);
+        }
+    }
+
     /// Submits need room on a quorum; a leader without any hands over.
     async fn look_at_disk(&self) {
-        let room = self.storage.room();
+        let room = self.disk.look();
         self.peers.set_room(room);
         let voters: Vec<_> = self.peers.members().into_iter().filter(|peer| peer.voter).collect();
-        let of = |peer: &super::peers::PeerView| match peer.node == self.peers.node {
+        let of = |peer: &PeerView| match peer.node == self.peers.node {
             true => room,
             false => peer.heard.map_or(Room::Ok, |heard| heard.room),
         };

@@ -16,6 +16,7 @@ pub mod bootstrap;
 mod clock;
 mod convert;
 mod counters;
+mod data_dir;
 mod failover;
 pub mod handle;
 mod leadership;
@@ -24,7 +25,7 @@ mod machine_adapter;
 mod maintenance;
 mod network;
 pub mod peer_server;
-pub mod peers;
+mod peers;
 mod proposer;
 mod reads;
 mod runtime;
@@ -37,7 +38,6 @@ pub mod types;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -46,33 +46,53 @@ pub use handle::Handle;
 use crate::env::Env;
 use crate::machine::Broken;
 use crate::proto::internal::peer_server::PeerServer;
+use crate::storage::home::Home;
 use crate::types::{NodeId, limits};
 use bootstrap::{Bootstrap, BootstrapNode};
-use handle::{DiskStatus, Metrics};
 use log_store::LogStore;
-use peers::{IdentityStore, Peers, Room};
-use snapshots::{Blocking, SnapshotStore};
+use peers::Peers;
+use snapshots::Blocking;
 use types::Member;
 
 /// What a node's Raft is made of.
 pub struct Options {
     pub node: NodeId,
-    /// This node as its membership will know it, with the incarnation of its data directory.
+    /// This node's addresses as its membership will know them; the incarnation is the directory's.
     pub member: Member,
     /// The nodes that form the cluster, this one among them. Empty: wait to be added to one.
     pub bootstrap: Vec<BootstrapNode>,
-    /// The cluster that the data directory belongs to; empty if it belongs to none yet.
-    pub cluster_id: Bytes,
     /// The highest machine version that this program applies.
     pub machine_version: u32,
     pub env: Env,
-    pub log: LogStore,
-    pub snapshots: Arc<dyn SnapshotStore>,
-    pub identity: Arc<dyn IdentityStore>,
-    pub storage: Arc<dyn StorageProbe>,
+    /// The data directory, open.
+    pub home: Home,
     pub blocking: Blocking,
     /// `recovery.skip_entry`.
     pub skip_entry: Option<SkipEntry>,
+    pub tuning: Tuning,
+}
+
+/// The paces that an operator may set, the same on all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// How often an idle leader tells that it lives.
+    pub heartbeat_ms: u64,
+    /// A follower that hears nothing elects after a random time between these two.
+    pub election_min_ms: u64,
+    pub election_max_ms: u64,
+    /// A snapshot is due after so many bytes of log.
+    pub snapshot_every_log_bytes: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: limits::HEARTBEAT_MS,
+            election_min_ms: limits::ELECTION_MIN_MS,
+            election_max_ms: limits::ELECTION_MAX_MS,
+            snapshot_every_log_bytes: limits::SNAPSHOT_EVERY_LOG_BYTES,
+        }
+    }
 }
 
 /// A log entry that an operator lets every node pass over.
@@ -81,15 +101,6 @@ pub struct SkipEntry {
     pub index: u64,
     /// CRC32C of its payload, as the halted node printed it.
     pub crc: u32,
-}
-
-/// Looks at the data directory.
-pub trait StorageProbe: Send + Sync + 'static {
-    /// Called twice a second; must not block for long.
-    fn room(&self) -> Room;
-    fn disk_status(&self) -> DiskStatus;
-    /// Fills in what the log counts: syncs and bytes.
-    fn fill_metrics(&self, metrics: &mut Metrics);
 }
 
 /// Why the node must stop. The process exits with it.
@@ -124,13 +135,22 @@ pub async fn start(options: Options) -> Result<Started, Fatal> {
 }
 
 async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
-    let Options { node, member, bootstrap, env, log, snapshots, storage, blocking, .. } = options;
+    let Options { node, mut member, bootstrap, machine_version, env, home, blocking, skip_entry, tuning } = options;
     let (fatal, fatal_out) = mpsc::channel(1);
     let counters = Arc::new(counters::Counters::default());
     let (state, effects) =
-        machine_adapter::State::new(node, Arc::clone(&counters), blocking, options.skip_entry, fatal.clone());
-    let peers = Arc::new(Peers::new(node, member, options.cluster_id, options.identity, options.machine_version, env));
-    peers.set_room(storage.room());
+        machine_adapter::State::new(node, Arc::clone(&counters), blocking, skip_entry, fatal.clone());
+    member.incarnation = home.identity().incarnation;
+    let home = Arc::new(home);
+    let disk = Arc::new(data_dir::DataDir::new(Arc::clone(&home)));
+    let log = LogStore::new(disk.log());
+    let snapshots = disk.snapshots();
+    let shelf = blocking.run(move || machine_adapter::Shelf::new(snapshots)).await;
+    let shelf = Arc::new(shelf.map_err(|error| Fatal::Snapshot(error.to_string()))?);
+    let covered = shelf.current().and_then(|kept| kept.meta.last);
+    home.check_covers(covered).map_err(|error| Fatal::Snapshot(error.to_string()))?;
+    let peers = Arc::new(Peers::new(node, member, home, machine_version, env));
+    peers.set_room(disk.look());
     let channels = Arc::new(network::Channels::new(Arc::clone(&peers)));
     let gone_vote = Arc::new(network::GoneVote::default());
     let network = network::Network {
@@ -139,9 +159,9 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         gone_vote: Arc::clone(&gone_vote),
         blocking,
     };
-    let adapter = machine_adapter::Adapter::new(Arc::clone(&state), Arc::clone(&snapshots));
+    let adapter = machine_adapter::Adapter::new(Arc::clone(&state), Arc::clone(&shelf));
     let stopped = |error: &dyn std::fmt::Display| Fatal::Raft(error.to_string());
-    let config = Arc::new(config().validate().map_err(|error| stopped(&error))?);
+    let config = Arc::new(config(tuning).validate().map_err(|error| stopped(&error))?);
     let raft =
         openraft::Raft::new(node, config, network, log.clone(), adapter).await.map_err(|error| stopped(&error))?;
 
@@ -163,6 +183,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         state: Arc::clone(&state),
         stamper: Arc::clone(&stamper),
         standing,
+        disk: Arc::clone(&disk),
         stopping: Arc::clone(&stopping),
         fatal: fatal.clone(),
     };
@@ -170,11 +191,13 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         raft: raft.clone(),
         log,
         peers: Arc::clone(&peers),
+        channels: Arc::clone(&channels),
         proposer: Arc::clone(&proposer),
         stamper: Arc::clone(&stamper),
-        storage: Arc::clone(&storage),
+        disk: Arc::clone(&disk),
         standing: standing_out.clone(),
         alarms: Arc::clone(&alarms),
+        snapshot_every_log_bytes: tuning.snapshot_every_log_bytes,
     };
     let former = Bootstrap {
         raft: raft.clone(),
@@ -199,7 +222,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         raft: raft.clone(),
         peers: Arc::clone(&peers),
         failover,
-        snapshots,
+        shelf,
         blocking,
         bootstrap_digest: bootstrap::digest(&bootstrap),
     };
@@ -213,7 +236,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         reads,
         standing: standing_out,
         effects: Mutex::new(Some(effects)),
-        storage,
+        disk,
         alarms,
         stopping,
     });
@@ -221,12 +244,12 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
 }
 
 /// Raft's own settings; see DESIGN.md 7 for why.
-fn config() -> openraft::Config {
+fn config(tuning: Tuning) -> openraft::Config {
     openraft::Config {
         cluster_name: "wharf".to_owned(),
-        heartbeat_interval: limits::HEARTBEAT_MS,
-        election_timeout_min: limits::ELECTION_MIN_MS,
-        election_timeout_max: limits::ELECTION_MAX_MS,
+        heartbeat_interval: tuning.heartbeat_ms,
+        election_timeout_min: tuning.election_min_ms,
+        election_timeout_max: tuning.election_max_ms,
         install_snapshot_timeout: limits::SNAPSHOT_TRANSFER_MS,
         // Snapshots and purging go by bytes: see `maintenance`.
         snapshot_policy: openraft::SnapshotPolicy::Never,

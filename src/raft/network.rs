@@ -28,7 +28,7 @@ use tonic::{Code, Status};
 
 use super::convert::{self, Malformed};
 use super::peers::Peers;
-use super::snapshots::{Blocking, Snapshot};
+use super::snapshots::{self, Blocking, Snapshot};
 use super::types::{Member, TypeConfig};
 use crate::proto::internal as pb;
 use crate::proto::internal::peer_client::PeerClient;
@@ -285,6 +285,9 @@ impl RaftNetworkV2<TypeConfig> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let Snapshot::Kept(kept) = snapshot.snapshot else {
+            return Err(Unreachable::from_string("a snapshot that is not kept yet cannot be sent").into());
+        };
         let head = pb::SnapshotHead {
             envelope: Some(self.envelope()),
             vote: Some(convert::vote_to_proto(&vote)),
@@ -292,12 +295,9 @@ impl RaftNetworkV2<TypeConfig> for Client {
             membership_log_id: snapshot.meta.last_membership.log_id().as_ref().map(convert::log_id_to_proto),
             membership: Some(convert::membership_to_proto(snapshot.meta.last_membership.membership())),
             snapshot_id: String::new(),
-            size_bytes: snapshot.snapshot.size(),
+            size_bytes: kept.state_bytes,
         };
-        let chunks = snapshot
-            .snapshot
-            .chunks(self.network.blocking, head)
-            .map_err(|error| Unreachable::from_string(format!("reading the snapshot: {error}")))?;
+        let chunks = snapshots::chunks(kept, self.network.blocking, head);
         let mut client = self.client();
         let limit = Duration::from_millis(limits::SNAPSHOT_TRANSFER_MS);
         let call = self.call(RPCTypes::InstallSnapshot, limit, client.snapshot(chunks));

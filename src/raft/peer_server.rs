@@ -15,9 +15,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::failover::Failover;
-use super::machine_adapter::Adapter;
+use super::machine_adapter::{Adapter, Shelf};
 use super::peers::{Inbound, Peers};
-use super::snapshots::{Blocking, Snapshot, SnapshotStore};
+use super::snapshots::{Blocking, Snapshot, meta_to_stored};
 use super::types::TypeConfig;
 use crate::proto::internal as pb;
 use crate::proto::internal::peer_server::{Peer, PeerServer};
@@ -41,7 +41,7 @@ pub struct Service {
     pub(super) raft: Raft,
     pub(super) peers: Arc<Peers>,
     pub(super) failover: Arc<Failover>,
-    pub(super) snapshots: Arc<dyn SnapshotStore>,
+    pub(super) shelf: Arc<Shelf>,
     pub(super) blocking: Blocking,
     pub(super) bootstrap_digest: Bytes,
 }
@@ -69,7 +69,7 @@ impl Service {
         let mut head = first.head.ok_or_else(|| Status::invalid_argument("no head before the snapshot"))?;
         let from = self.peers.check(head.envelope.take())?;
         let vote = convert::vote(head.vote.take())?;
-        let membership = convert::membership(head.membership.clone().unwrap_or_default())?;
+        let membership = convert::membership(head.membership.take().unwrap_or_default())?;
         let meta = SnapshotMeta {
             last_log_id: head.last_log_id.as_ref().map(convert::log_id),
             last_membership: StoredMembership::new(head.membership_log_id.as_ref().map(convert::log_id), membership),
@@ -77,7 +77,7 @@ impl Service {
         tracing::info!(from, size_bytes = head.size_bytes, "receiving a snapshot");
 
         let failed = |error: std::io::Error| Status::internal(format!("keeping the snapshot: {error}"));
-        let mut sink = self.snapshots.create(&head).map_err(failed)?;
+        let mut file = self.shelf.files().build(meta_to_stored(&meta)).map_err(failed)?;
         let mut received = 0;
         let mut next = Some(first.data);
         while let Some(data) = next {
@@ -85,14 +85,14 @@ impl Service {
             if received > head.size_bytes {
                 return Err(Status::invalid_argument("the snapshot is longer than its head says"));
             }
-            let written = self.blocking.run(move || sink.write_all(&data).map(|()| sink)).await;
-            sink = written.and_then(|result| result).map_err(failed)?;
+            let written = self.blocking.run(move || file.write_all(&data).map(|()| file)).await;
+            file = written.and_then(|result| result).map_err(failed)?;
             next = chunks.message().await?.map(|chunk| chunk.data);
         }
         if received != head.size_bytes {
             return Err(Status::data_loss("the snapshot broke off"));
         }
-        let snapshot = openraft::Snapshot { meta, snapshot: Snapshot::Received(sink) };
+        let snapshot = openraft::Snapshot { meta, snapshot: Snapshot::Received(file) };
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
         Ok(pb::SnapshotResponse { vote: Some(convert::vote_to_proto(&response.vote)) })
     }

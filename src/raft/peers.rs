@@ -19,41 +19,10 @@ use tonic::Status;
 use super::types::Member;
 use crate::env::Env;
 use crate::proto::internal as pb;
+use crate::storage::home::Home;
+use crate::storage::identity::ClusterId;
+use crate::storage::space::Room;
 use crate::types::{NodeId, Wall, limits};
-
-/// Keeps the cluster's id once the node knows it. Durable when it returns.
-pub trait IdentityStore: Send + Sync + 'static {
-    fn save_cluster_id(&self, cluster_id: &[u8]) -> io::Result<()>;
-}
-
-/// The room left on a node's disk, as told to its peers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Room {
-    #[default]
-    Ok = 0,
-    /// Only the reserve is left: no submits.
-    Reserve = 1,
-    Full = 2,
-}
-
-impl Room {
-    fn from_number(number: u32) -> Self {
-        match number {
-            0 => Room::Ok,
-            1 => Room::Reserve,
-            _ => Room::Full,
-        }
-    }
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Room::Ok => "OK",
-            Room::Reserve => "RESERVE",
-            Room::Full => "FULL",
-        }
-    }
-}
 
 /// What a peer last said of itself.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +58,8 @@ pub struct Peers {
     pub node: NodeId,
     pub own: Member,
     env: Env,
-    identity: Arc<dyn IdentityStore>,
+    /// Its identity takes the cluster's id.
+    home: Arc<Home>,
     machine_version: u32,
     room: AtomicU32,
     cluster_id: Mutex<Bytes>,
@@ -100,19 +70,13 @@ pub struct Peers {
 }
 
 impl Peers {
-    pub fn new(
-        node: NodeId,
-        own: Member,
-        cluster_id: Bytes,
-        identity: Arc<dyn IdentityStore>,
-        machine_version: u32,
-        env: Env,
-    ) -> Self {
+    pub fn new(node: NodeId, own: Member, home: Arc<Home>, machine_version: u32, env: Env) -> Self {
+        let cluster_id = home.identity().cluster.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0));
         Self {
             node,
             own,
             env,
-            identity,
+            home,
             machine_version,
             room: AtomicU32::new(0),
             cluster_id: Mutex::new(cluster_id),
@@ -140,7 +104,8 @@ impl Peers {
         if !own.is_empty() {
             return Err(io::Error::other("the node belongs to another cluster"));
         }
-        self.identity.save_cluster_id(cluster_id)?;
+        let id = ClusterId::try_from(&cluster_id[..]).map_err(io::Error::other)?;
+        self.home.join(id).map_err(io::Error::other)?;
         *own = cluster_id.clone();
         Ok(())
     }
@@ -150,7 +115,7 @@ impl Peers {
     }
 
     pub fn room(&self) -> Room {
-        Room::from_number(self.room.load(Ordering::Relaxed))
+        Room::of(self.room.load(Ordering::Relaxed))
     }
 
     /// What this node tells of itself.
@@ -171,7 +136,7 @@ impl Peers {
         if let Some(health) = health {
             peer.heard = Some(Heard {
                 wall: Wall(health.wall_ms),
-                room: Room::from_number(health.disk),
+                room: Room::of(health.disk),
                 machine_version: health.machine_version,
                 at: now,
             });
@@ -319,25 +284,28 @@ impl Drop for Inbound {
     }
 }
 
+/// A data directory in memory.
+#[cfg(test)]
+pub(super) fn home(node: NodeId, incarnation: u64) -> Arc<Home> {
+    use crate::storage::disk::SimDisk;
+    use crate::storage::wal::{Flusher, Options};
+    let options = Options { flusher: Flusher::Inline, ..Options::default() };
+    let dir = std::path::Path::new("/data");
+    Arc::new(Home::open(Arc::new(SimDisk::new()), dir, node, incarnation, options).expect("a new disk"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Keep;
-    impl IdentityStore for Keep {
-        fn save_cluster_id(&self, _: &[u8]) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     fn peers() -> Arc<Peers> {
         let own = Member { incarnation: 11, ..Member::default() };
-        Arc::new(Peers::new(1, own, Bytes::new(), Arc::new(Keep), 1, Env::real()))
+        Arc::new(Peers::new(1, own, home(1, 11), 1, Env::real()))
     }
 
     fn from_two() -> pb::Envelope {
         pb::Envelope {
-            cluster_id: Bytes::from_static(b"c"),
+            cluster_id: Bytes::from_static(&[3; 16]),
             from_node: 2,
             from_incarnation: 22,
             to_node: 1,
@@ -349,9 +317,9 @@ mod tests {
     fn a_request_for_somebody_else_is_refused() {
         let peers = peers();
         assert_eq!(peers.check(Some(from_two())).unwrap(), 2);
-        assert_eq!(peers.cluster_id(), "c");
+        assert_eq!(peers.cluster_id(), [3; 16].as_slice());
         let other_node = pb::Envelope { to_node: 3, ..from_two() };
-        let other_cluster = pb::Envelope { cluster_id: Bytes::from_static(b"d"), ..from_two() };
+        let other_cluster = pb::Envelope { cluster_id: Bytes::from_static(&[4; 16]), ..from_two() };
         let before_wipe = pb::Envelope { to_incarnation: 10, ..from_two() };
         for bad in [other_node, other_cluster, before_wipe] {
             assert_eq!(peers.check(Some(bad)).unwrap_err().code(), tonic::Code::FailedPrecondition);

@@ -1,42 +1,24 @@
-//! Snapshots on their way: between the machine, the store that keeps them and a follower.
+//! Snapshots on their way: between the machine, the files that keep them and a follower.
 //!
-//! Invariants: a snapshot becomes the latest only whole and durable ([`SnapshotSink::commit`]); a
-//! sink that is dropped leaves nothing behind. Reading and writing happen off the apply path, in
-//! pieces, so that none is in memory whole.
+//! Invariants: a snapshot counts only whole, checked and durable; one that was not finished leaves
+//! nothing behind. Its state travels in pieces, so that none is in memory whole, and is checked
+//! where it is read; the receiver keeps it in a file of its own.
+//! Reading and writing happen off the apply path.
 
-use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::io::{self, Read};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use futures::{Stream, StreamExt};
+use openraft::alias::SnapshotMetaOf;
+use openraft::{SnapshotMeta, StoredMembership};
+use prost::Message;
 
+use super::convert::{Membership, membership_to_proto};
+use super::log_store::{id_from_openraft, id_to_openraft, membership_from_proto};
+use super::types::TypeConfig;
 use crate::proto::internal as pb;
+use crate::storage::snapshots::{Builder, Meta, Snapshot as Kept};
 use crate::types::limits;
-
-/// Keeps snapshots. `head` holds log id and membership; its envelope and vote mean nothing here.
-pub trait SnapshotStore: Send + Sync + 'static {
-    /// Begins a new one.
-    fn create(&self, head: &pb::SnapshotHead) -> io::Result<Box<dyn SnapshotSink>>;
-
-    /// The latest that was committed.
-    fn latest(&self) -> io::Result<Option<(pb::SnapshotHead, Arc<dyn SnapshotSource>)>>;
-}
-
-/// A snapshot being written.
-pub trait SnapshotSink: Write + Send {
-    /// Durable, and the latest, when it returns; older ones are gone.
-    fn commit(self: Box<Self>) -> io::Result<Arc<dyn SnapshotSource>>;
-}
-
-/// A snapshot that is kept. Reads fail on damage instead of giving wrong bytes.
-pub trait SnapshotSource: Send + Sync {
-    fn open(&self) -> io::Result<Box<dyn Read + Send>>;
-
-    /// Of what `open` gives.
-    fn size_bytes(&self) -> u64;
-}
 
 /// Where work that blocks goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,129 +40,55 @@ impl Blocking {
 
 /// openraft's handle to a snapshot's content.
 pub enum Snapshot {
-    Kept(Arc<dyn SnapshotSource>),
+    Kept(Kept),
     /// Came from the leader; kept once Raft wants it.
-    Received(Box<dyn SnapshotSink>),
+    Received(Builder),
 }
 
-impl Snapshot {
-    pub fn size(&self) -> u64 {
-        match self {
-            Snapshot::Kept(source) => source.size_bytes(),
-            Snapshot::Received(_) => 0,
-        }
-    }
-
-    /// The snapshot in the pieces that travel, `head` first. A read that fails ends them early:
-    /// the receiver misses bytes and refuses.
-    pub fn chunks(&self, blocking: Blocking, head: pb::SnapshotHead) -> io::Result<ReceiverStream<pb::SnapshotChunk>> {
-        let Snapshot::Kept(source) = self else {
-            return Err(io::Error::other("a snapshot that was not kept yet cannot be sent"));
-        };
-        let mut from = source.open()?;
-        let (to, chunks) = mpsc::channel(limits::SNAPSHOT_CHUNKS_AHEAD);
-        let mut next_head = Some(head);
-        let mut next = move || -> io::Result<Option<pb::SnapshotChunk>> {
-            let mut data = vec![0; limits::SNAPSHOT_CHUNK_BYTES];
-            let len = read_full(&mut from, &mut data)?;
-            data.truncate(len);
-            let head = next_head.take();
-            Ok((head.is_some() || len > 0).then(|| pb::SnapshotChunk { head, data: Bytes::from(data) }))
-        };
-        let failed = |error: io::Error| tracing::error!(%error, "cannot read the snapshot that a follower needs");
-        match blocking {
-            Blocking::Threads => drop(tokio::task::spawn_blocking(move || {
-                loop {
-                    let sent = match next() {
-                        Ok(Some(chunk)) => to.blocking_send(chunk),
-                        Ok(None) => return,
-                        Err(error) => return failed(error),
-                    };
-                    if sent.is_err() {
-                        return;
-                    }
-                }
-            })),
-            Blocking::Inline => drop(tokio::spawn(async move {
-                loop {
-                    let sent = match next() {
-                        Ok(Some(chunk)) => to.send(chunk).await,
-                        Ok(None) => return,
-                        Err(error) => return failed(error),
-                    };
-                    if sent.is_err() {
-                        return;
-                    }
-                }
-            })),
-        }
-        Ok(ReceiverStream::new(chunks))
-    }
-}
-
-/// Fills `buffer`; less only at the end.
-fn read_full(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match from.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(len) => filled += len,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// A store without a disk, for tests and simulations. Clones share what they keep.
-#[derive(Clone, Default)]
-pub struct MemorySnapshots {
-    latest: Arc<Mutex<Option<(pb::SnapshotHead, Bytes)>>>,
-}
-
-impl SnapshotStore for MemorySnapshots {
-    fn create(&self, head: &pb::SnapshotHead) -> io::Result<Box<dyn SnapshotSink>> {
-        Ok(Box::new(MemorySink { store: self.clone(), head: head.clone(), data: Vec::new() }))
-    }
-
-    fn latest(&self) -> io::Result<Option<(pb::SnapshotHead, Arc<dyn SnapshotSource>)>> {
-        let latest = self.latest.lock().clone();
-        Ok(latest.map(|(head, data)| (head, Arc::new(MemorySource(data)) as Arc<dyn SnapshotSource>)))
-    }
-}
-
-struct MemorySink {
-    store: MemorySnapshots,
+/// A kept snapshot in the pieces that travel, `head` first. A read that fails ends them early: the
+/// receiver misses bytes and refuses.
+pub fn chunks(
+    kept: Kept,
+    blocking: Blocking,
     head: pb::SnapshotHead,
-    data: Vec<u8>,
+) -> impl Stream<Item = pb::SnapshotChunk> + Send + 'static {
+    let first = pb::SnapshotChunk { head: Some(head), data: Bytes::new() };
+    let rest = futures::stream::unfold(kept.body(), move |mut body| async move {
+        let read = move || {
+            let mut data = Vec::with_capacity(limits::SNAPSHOT_CHUNK_BYTES);
+            let mut piece = (&mut body).take(limits::SNAPSHOT_CHUNK_BYTES as u64);
+            piece.read_to_end(&mut data).map(|_| (data, body))
+        };
+        match blocking.run(read).await.and_then(|read| read) {
+            Ok((data, _)) if data.is_empty() => None,
+            Ok((data, body)) => Some((pb::SnapshotChunk { head: None, data: data.into() }, body)),
+            Err(error) => {
+                tracing::error!(%error, "cannot read the snapshot that a follower needs");
+                None
+            }
+        }
+    });
+    futures::stream::iter([first]).chain(rest)
 }
 
-impl Write for MemorySink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.data.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// What a file says of the log, in openraft's words.
+pub fn meta_from_stored(meta: &Meta) -> io::Result<SnapshotMetaOf<TypeConfig>> {
+    let membership = pb::Membership::decode(meta.membership.clone()).map_err(io::Error::other)?;
+    // Before the cluster was formed there is none.
+    let membership =
+        if membership.configs.is_empty() { Membership::default() } else { membership_from_proto(membership)? };
+    Ok(SnapshotMeta {
+        last_log_id: meta.last.map(id_to_openraft),
+        last_membership: StoredMembership::new(meta.membership_at.map(id_to_openraft), membership),
+    })
 }
 
-impl SnapshotSink for MemorySink {
-    fn commit(self: Box<Self>) -> io::Result<Arc<dyn SnapshotSource>> {
-        let data = Bytes::from(self.data);
-        *self.store.latest.lock() = Some((self.head, data.clone()));
-        Ok(Arc::new(MemorySource(data)))
-    }
-}
-
-struct MemorySource(Bytes);
-
-impl SnapshotSource for MemorySource {
-    fn open(&self) -> io::Result<Box<dyn Read + Send>> {
-        Ok(Box::new(io::Cursor::new(self.0.clone())))
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
+/// The inverse of [`meta_from_stored`].
+pub fn meta_to_stored(meta: &SnapshotMetaOf<TypeConfig>) -> Meta {
+    let membership = membership_to_proto(meta.last_membership.membership());
+    Meta {
+        last: meta.last_log_id.map(id_from_openraft),
+        membership_at: meta.last_membership.log_id().map(id_from_openraft),
+        membership: membership.encode_to_vec().into(),
     }
 }

@@ -3,13 +3,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
@@ -18,53 +18,34 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use super::bootstrap::BootstrapNode;
-use super::handle::{DiskStatus, Lane, Metrics, ProposeError, Responder, Sink, TransferError};
-use super::log_store::LogStore;
-use super::peers::{IdentityStore, Room};
-use super::snapshots::{Blocking, MemorySnapshots};
+use super::handle::{Lane, ProposeError, Responder, Sink, TransferError};
+use super::snapshots::Blocking;
 use super::types::Member;
-use super::{Fatal, Handle, Options, Started, StorageProbe, peer_server, start};
+use super::{Fatal, Handle, Options, Started, peer_server, start};
 use crate::env::{BoxStream, Env};
 use crate::machine::command::{Command, CreateQueue, NewPackage, Op, Outcome, QueueSettings, Submit};
+use crate::storage::disk::{Crash, SimDisk};
+use crate::storage::home::Home;
+use crate::storage::wal::{self, Flusher};
 
 const WAIT: Duration = Duration::from_secs(20);
 
 /// What survives a node's death.
 #[derive(Clone)]
-struct Disk {
-    log: LogStore,
-    snapshots: MemorySnapshots,
-    identity: Identity,
+struct Store {
+    disk: SimDisk,
     incarnation: u64,
 }
 
-impl Disk {
+impl Store {
     fn new(incarnation: u64) -> Self {
-        let snapshots = MemorySnapshots::default();
-        Self { log: LogStore::memory(), snapshots, identity: Identity::default(), incarnation }
+        Self { disk: SimDisk::new(), incarnation }
     }
-}
 
-#[derive(Clone, Default)]
-struct Identity(Arc<Mutex<Bytes>>);
-
-impl IdentityStore for Identity {
-    fn save_cluster_id(&self, cluster_id: &[u8]) -> io::Result<()> {
-        *self.0.lock() = Bytes::copy_from_slice(cluster_id);
-        Ok(())
+    fn open(&self, node: u64) -> Home {
+        let options = wal::Options { flusher: Flusher::Thread, ..wal::Options::default() };
+        Home::open(Arc::new(self.disk.clone()), Path::new("/data"), node, self.incarnation, options).unwrap()
     }
-}
-
-struct Plenty;
-
-impl StorageProbe for Plenty {
-    fn room(&self) -> Room {
-        Room::Ok
-    }
-    fn disk_status(&self) -> DiskStatus {
-        DiskStatus::default()
-    }
-    fn fill_metrics(&self, _: &mut Metrics) {}
 }
 
 /// An accepted connection, as tonic wants it.
@@ -101,7 +82,7 @@ struct Running {
 
 struct Cluster {
     addrs: Vec<SocketAddr>,
-    disks: Vec<Disk>,
+    stores: Vec<Store>,
     nodes: Vec<Option<Running>>,
 }
 
@@ -110,8 +91,8 @@ impl Cluster {
         // Taken from the system and given back: free when the nodes bind them.
         let bound: Vec<_> = (0..size).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addrs = bound.iter().map(|listener| listener.local_addr().unwrap()).collect();
-        let disks = (0..size).map(|at| Disk::new(100 + at as u64)).collect();
-        Self { addrs, disks, nodes: (0..size).map(|_| None).collect() }
+        let stores = (0..size).map(|at| Store::new(100 + at as u64)).collect();
+        Self { addrs, stores, nodes: (0..size).map(|_| None).collect() }
     }
 
     async fn started(size: usize) -> Self {
@@ -125,7 +106,7 @@ impl Cluster {
 
     async fn start(&mut self, node: u64) {
         let at = node as usize - 1;
-        let disk = self.disks[at].clone();
+        let home = self.stores[at].open(node);
         let addr = self.addrs[at].to_string();
         let list = self.addrs.iter().enumerate().map(|(at, addr)| BootstrapNode {
             node: at as u64 + 1,
@@ -133,20 +114,16 @@ impl Cluster {
             client_addr: String::new(),
             admin_addr: String::new(),
         });
-        let cluster_id = disk.identity.0.lock().clone();
         let options = Options {
             node,
-            member: Member { peer_addr: addr.clone(), incarnation: disk.incarnation, ..Member::default() },
+            member: Member { peer_addr: addr.clone(), ..Member::default() },
             bootstrap: list.collect(),
-            cluster_id,
             machine_version: 1,
             env: Env::real(),
-            log: disk.log,
-            snapshots: Arc::new(disk.snapshots),
-            identity: Arc::new(disk.identity),
-            storage: Arc::new(Plenty),
+            home,
             blocking: Blocking::Threads,
             skip_entry: None,
+            tuning: Default::default(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (handle, fatal) = runtime.spawn(serve(options, addr)).await.unwrap();
@@ -158,6 +135,8 @@ impl Cluster {
         let running = self.nodes[node as usize - 1].take().expect("it runs");
         let gone = move || running.runtime.shutdown_timeout(WAIT);
         tokio::task::spawn_blocking(gone).await.unwrap();
+        // What was written but not synced survives: only the process died.
+        self.stores[node as usize - 1].disk.crash(Crash::KeepUnsynced);
     }
 
     fn handle(&self, node: u64) -> Handle {
@@ -186,10 +165,11 @@ impl Cluster {
 
     /// Waits until every running node has applied as much as the leader has now.
     async fn settled(&self) {
-        let applied = self.leader().await.status().applied_index;
+        let at = |handle: &Handle| handle.view(|machine| machine.summary().applied_index);
+        let applied = at(&self.leader().await);
         for node in self.running() {
             eventually("replication", || {
-                let at = node.handle.status().applied_index;
+                let at = at(&node.handle);
                 if at >= applied { Ok(()) } else { Err((node.handle.node(), at, applied)) }
             })
             .await;
@@ -420,7 +400,7 @@ async fn a_wiped_node_is_refused_under_its_old_number() {
     propose(&leader, create_queue()).await.unwrap();
     let wiped = cluster.follower().await.node();
     cluster.kill(wiped).await;
-    cluster.disks[wiped as usize - 1] = Disk::new(999);
+    cluster.stores[wiped as usize - 1] = Store::new(999);
     cluster.start(wiped).await;
     let fatal = Arc::clone(&cluster.nodes[wiped as usize - 1].as_ref().unwrap().fatal);
     let told = eventually("a refusal", || fatal.lock().clone().ok_or(())).await;

@@ -23,6 +23,13 @@ pub enum Error {
         dir.display()
     )]
     NoLog { dir: PathBuf },
+    /// The identity was lost, the log was not.
+    #[error(
+        "{} has a log but no identity: put the identity file back, or empty the directory if the node is to start \
+         anew",
+        dir.display()
+    )]
+    NoIdentity { dir: PathBuf },
     /// The directory belongs to another node or cluster.
     #[error("{} belongs to {found}, but the configuration says {wanted}: check data directory and node number", dir.display())]
     OtherNode { dir: PathBuf, found: String, wanted: String },

@@ -9,10 +9,18 @@
 
 pub mod disk;
 pub mod error;
+pub mod home;
+pub mod identity;
 pub mod log;
 pub mod memory;
+pub mod snapshots;
+pub mod space;
 pub mod stats;
 pub mod wal;
 
 pub use error::Error;
+pub use home::Home;
+pub use identity::{ClusterId, Identity};
 pub use log::{Entry, Kind, Log, LogId, Vote};
+pub use snapshots::Snapshots;
+pub use space::Room;

@@ -39,7 +39,7 @@ use tokio::sync::watch;
 
 use self::house::House;
 use self::index::{Place, Plan};
-use self::record::{Encoder, State};
+use self::record::{Encoder, Seed, State};
 use self::segment::Segment;
 use self::shared::{Inner, Op, Shared};
 use self::writer::{Step, Writer};
@@ -91,18 +91,23 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Makes an empty log, durable. Removes what an unfinished creation left: the caller knows
-    /// that no identity stands in its way.
+    /// Makes an empty log, durable. Replaces what an unfinished creation left, and refuses to
+    /// replace a log that was ever written to: the caller has no identity for it.
     pub fn create(disk: &dyn Disk, dir: &Path, incarnation: u64, options: &Options) -> Result<(), Error> {
         disk.create_dir(dir)?;
-        for number in segment::numbers(disk, dir)?.into_iter().rev() {
-            disk.remove(&segment::path(dir, number))?;
-        }
-        disk.sync_dir(dir)?;
-        let segment = Segment::create(disk, dir, 1, options.first_segment_bytes, incarnation)?;
-        let mut encoder = Encoder::new(segment.seed, 1);
+        let mut encoder = Encoder::new(Seed::new(1, incarnation), 1);
         encoder.state(&State { incarnation, ..State::default() });
-        segment.file.write_at(encoder.finish(), 0)?;
+        let head = encoder.finish();
+        let mut bytes = Vec::new();
+        for number in segment::numbers(disk, dir)? {
+            Segment::open(disk, dir, number, incarnation)?.read_all(&mut bytes)?;
+            let unfinished = if number == 1 { bytes.get(head.len()..).unwrap_or_default() } else { &bytes };
+            if !record::all_zero(unfinished) {
+                return Err(Error::NoIdentity { dir: dir.to_path_buf() });
+            }
+        }
+        let segment = Segment::create(disk, dir, 1, options.first_segment_bytes, incarnation)?;
+        segment.file.write_at(head, 0)?;
         segment.file.sync()?;
         Ok(())
     }
@@ -122,7 +127,7 @@ impl Wal {
         let index = std::mem::take(&mut found.index);
         let segments = std::mem::take(&mut found.segments);
         let shared = Arc::new(Shared::new(index, segments));
-        let ahead = found.ahead.take();
+        let ahead = (found.active.number, found.ahead.take());
         let house = House::new(disk, dir.to_path_buf(), incarnation, options.segment_bytes, Arc::clone(&shared), ahead);
         let house = Arc::new(house);
         let writer = Writer::new(Arc::clone(&shared), Arc::clone(&house), options.cache_bytes, &found, state);

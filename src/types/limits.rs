@@ -38,7 +38,7 @@ pub const OLDEST_EVERY: u64 = 16;
 
 /// A session's `max_in_flight`: default and ceiling.
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 64;
-pub const MAX_IN_FLIGHT_CEILING: u32 = 10_000;
+pub const MAX_IN_FLIGHT_CEILING: u32 = 1_000;
 /// A session's `max_in_flight_bytes` by default.
 pub const DEFAULT_MAX_IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Queues times kinds that one subscription may name. Fixed.
@@ -141,11 +141,65 @@ pub const LOG_CACHE_BYTES: usize = 48 << 20;
 /// Disk space set aside for completions and snapshots, at least.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 
+/// Queues that metrics name; more are only counted.
+pub const MAX_QUEUES_IN_METRICS: usize = 500;
+// The SDK (`client`).
+
+/// Addresses that one client may be given.
+pub const CLIENT_MAX_ADDRESSES: usize = 64;
+/// A call's deadline, unless its caller sets another.
+pub const CLIENT_CALL_DEADLINE_MS: u64 = 30_000;
+/// One try of a call that is safe to repeat waits so long before another node is asked.
+pub const CLIENT_TRY_MS: u64 = 2_500;
+/// One try of a wait; each longer wait is several.
+pub const CLIENT_WAIT_TRY_MS: u64 = 20_000;
+/// A connection is up after this, or another address is tried.
+pub const CLIENT_CONNECT_MS: u64 = 1_000;
+/// The first and the longest pause between tries.
+pub const CLIENT_BACKOFF_FIRST_MS: u64 = 5;
+pub const CLIENT_BACKOFF_MAX_MS: u64 = 1_000;
+/// For so long after a break pauses stay short: a failover is over by then.
+pub const CLIENT_BACKOFF_QUICK_FOR_MS: u64 = 2_000;
+pub const CLIENT_BACKOFF_QUICK_MAX_MS: u64 = 40;
+/// HTTP/2 windows of the SDK's connections.
+pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// A leader that was named but cannot be reached is not tried again for so long: briefly if the
+/// client was given its address, else long, for then it probably never can be.
+pub const CLIENT_AVOID_SEED_MS: u64 = 1_000;
+pub const CLIENT_AVOID_LEADER_MS: u64 = 30_000;
+/// Bytes of packages or results that the SDK puts into one message, unless it is a single one.
+pub const CLIENT_MESSAGE_BYTES: usize = 512 << 10;
+/// Messages that wait for the network on one of the SDK's streams.
+pub const CLIENT_STREAM_QUEUE: usize = 16;
+/// Packages submitted by a `Submitter` and not yet confirmed, unless its owner sets another number.
+pub const CLIENT_SUBMIT_WINDOW: usize = 4_096;
+/// A worker sends a sign of life so often, and takes its stream for dead after so long a silence.
+pub const CLIENT_PING_EVERY_MS: u64 = 1_000;
+pub const CLIENT_SILENCE_MS: u64 = 3_000;
+/// A Hello is answered within this, or another node is tried.
+pub const CLIENT_WELCOME_MS: u64 = 2_500;
+/// A worker gives up when it could not attach for so long: the first time, and later.
+pub const CLIENT_ATTACH_MS: u64 = 60_000;
+pub const CLIENT_REATTACH_MS: u64 = 600_000;
+/// A handler that was cancelled is dropped after this.
+pub const CLIENT_CANCEL_GRACE_MS: u64 = 5_000;
+/// A draining worker waits so long for its handlers.
+pub const CLIENT_DRAIN_MS: u64 = 300_000;
+/// A worker that leaves waits so long for the cluster's goodbye.
+pub const CLIENT_GOODBYE_MS: u64 = 1_000;
+/// A settlement that the cluster could not take now is sent again after this.
+pub const CLIENT_RESEND_MS: u64 = 50;
+/// Extensions of one lease that wait for their turn.
+pub const CLIENT_MAX_EXTENSIONS_WAITING: usize = 16;
+
 /// The leader speaks at least so often.
 pub const HEARTBEAT_MS: u64 = 100;
 /// A follower that hears nothing for so long stands for election.
 pub const ELECTION_MIN_MS: u64 = 500;
 pub const ELECTION_MAX_MS: u64 = 1_000;
+/// A leader that no quorum answered for so long serves nobody until one does again.
+pub const QUORUM_LOST_MS: u64 = 2_000;
 /// A connection to a peer is made within this.
 pub const PEER_CONNECT_MS: u64 = 1_000;
 /// A silent connection to a peer is probed after this, and given up after that.
@@ -157,9 +211,8 @@ pub const PEER_ANSWER_MS: u64 = 5_000;
 pub const PEER_STREAM_WINDOW_BYTES: u32 = 8 << 20;
 pub const PEER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 pub const PEER_FRAME_BYTES: u32 = 1 << 20;
-/// A snapshot travels in pieces of this size, at most so many ahead, within this time.
+/// A snapshot travels in pieces of this size, within this time.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
-pub const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
 pub const SNAPSHOT_TRANSFER_MS: u64 = 600_000;
 /// Log bytes kept behind a snapshot, so that a follower that was away briefly needs none.
 pub const LOG_KEEP_BYTES: u64 = 64 << 20;
@@ -193,3 +246,6 @@ pub const BOOTSTRAP_RETRY_MS: u64 = 150;
 pub const PROBE_MS: u64 = 1_000;
 /// Leadership is handed over within this at shutdown.
 pub const SHUTDOWN_TRANSFER_MS: u64 = 2_000;
+
+/// A node that stops lets calls under way finish for so long.
+pub const SHUTDOWN_CALLS_MS: u64 = 3_000;

@@ -5,6 +5,7 @@ mod refusals;
 mod work;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,31 +30,19 @@ use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_client::WorkerServiceClient;
 use crate::raft;
 use crate::raft::bootstrap::BootstrapNode;
-use crate::raft::handle::{DiskStatus, Feed, Metrics};
-use crate::raft::log_store::LogStore;
-use crate::raft::peers::{IdentityStore, Room};
-use crate::raft::snapshots::{Blocking, MemorySnapshots};
+use crate::raft::snapshots::Blocking;
 use crate::raft::types::Member;
+use crate::storage::disk::SimDisk;
+use crate::storage::home::Home;
+use crate::storage::wal;
 
 /// Nothing here takes longer unless it is broken.
 const WAIT: Duration = Duration::from_secs(20);
 
-struct Forgetful;
-
-impl IdentityStore for Forgetful {
-    fn save_cluster_id(&self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl raft::StorageProbe for Forgetful {
-    fn room(&self) -> Room {
-        Room::Ok
-    }
-    fn disk_status(&self) -> DiskStatus {
-        DiskStatus::default()
-    }
-    fn fill_metrics(&self, _: &mut Metrics) {}
+/// A data directory in memory.
+fn home(node: u64) -> Home {
+    let options = wal::Options { flusher: wal::Flusher::Thread, ..wal::Options::default() };
+    Home::open(Arc::new(SimDisk::new()), Path::new("/data"), node, 100 + node, options).expect("a new disk")
 }
 
 /// A node, and clients that talk to it.
@@ -111,18 +100,15 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
             peer_addr: this.peer_addr.clone(),
             client_addr: this.client_addr.clone(),
             admin_addr: String::new(),
-            incarnation: 100 + this.node,
+            incarnation: 0,
         },
         bootstrap: list.to_vec(),
-        cluster_id: Bytes::new(),
         machine_version: 1,
         env: env.clone(),
-        log: LogStore::memory(),
-        snapshots: Arc::new(MemorySnapshots::default()),
-        identity: Arc::new(Forgetful),
-        storage: Arc::new(Forgetful),
+        home: home(this.node),
         blocking: Blocking::Threads,
         skip_entry: None,
+            tuning: Default::default(),
     })
     .await
     .expect("raft starts");

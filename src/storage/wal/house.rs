@@ -17,10 +17,16 @@ pub struct House {
     incarnation: u64,
     segment_bytes: u64,
     shared: Arc<Shared>,
-    /// The next segment. Held while one is made, so that the writer waits instead of making another.
-    ahead: Mutex<Option<Segment>>,
+    /// Held while a segment is made, so that the writer waits instead of making another.
+    ahead: Mutex<Ahead>,
     chores: Mutex<Chores>,
     wake: Condvar,
+}
+
+struct Ahead {
+    ready: Option<Segment>,
+    /// The highest number in use. A late wish for it must not make, and so empty, it again.
+    taken: u32,
 }
 
 #[derive(Default)]
@@ -38,7 +44,7 @@ impl House {
         incarnation: u64,
         segment_bytes: u64,
         shared: Arc<Shared>,
-        ahead: Option<Segment>,
+        (taken, ready): (u32, Option<Segment>),
     ) -> Self {
         Self {
             disk,
@@ -46,7 +52,7 @@ impl House {
             incarnation,
             segment_bytes,
             shared,
-            ahead: Mutex::new(ahead),
+            ahead: Mutex::new(Ahead { ready, taken }),
             chores: Mutex::default(),
             wake: Condvar::new(),
         }
@@ -69,10 +75,12 @@ impl House {
     /// Segment `number` with room for at least `room_bytes`: the one made ahead, or a new one.
     pub fn take(&self, number: u32, room_bytes: u64) -> io::Result<Segment> {
         let mut ahead = self.ahead.lock();
-        match ahead.take() {
-            Some(segment) if segment.number == number && segment.capacity >= room_bytes => Ok(segment),
-            _ => self.create(number, room_bytes),
-        }
+        let segment = match ahead.ready.take() {
+            Some(segment) if segment.number == number && segment.capacity >= room_bytes => segment,
+            _ => self.create(number, room_bytes)?,
+        };
+        ahead.taken = number;
+        Ok(segment)
     }
 
     fn create(&self, number: u32, room_bytes: u64) -> io::Result<Segment> {
@@ -96,8 +104,8 @@ impl House {
         }
         if let Some(number) = prepare {
             let mut ahead = self.ahead.lock();
-            if ahead.is_none() {
-                *ahead = self.create(number, 0).ok();
+            if ahead.ready.is_none() && number > ahead.taken {
+                ahead.ready = self.create(number, 0).ok();
             }
         }
     }

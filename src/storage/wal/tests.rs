@@ -483,3 +483,116 @@ fn the_flush_thread_writes_in_order_on_a_real_disk() {
     assert_eq!(content(&log), live);
     assert_eq!(live.entries.len(), 400);
 }
+
+/// A process dies between its write and its sync; the system lives on and shows the next process
+/// bytes that no disk has. They count from then on, so opening must sync them.
+#[test]
+fn what_a_killed_process_wrote_is_synced_before_it_counts() {
+    let disk = SimDisk::new();
+    let log = create(&disk, inline(4096)).expect("created");
+    run(&log, &[Call::Append(vec![entry(1, 0, 5)])]);
+    let dead = disk.fork();
+    let (path, from) = last_segment(&log);
+    run(&log, &[Call::Vote(vote(7, true))]);
+    let flush = disk.content(&path)[from as usize..last_segment(&log).1 as usize].to_vec();
+    dead.crash(Crash::KeepUnsynced);
+    dead.open(&path).and_then(|file| file.write_at(&flush, from)).expect("written, not synced");
+    let log = open(&dead, inline(4096)).expect("opened");
+    assert_eq!(log.vote(), Some(vote(7, true)));
+    dead.crash(Crash::DropUnsynced);
+    let log = open(&dead, inline(4096)).expect("opened");
+    assert_eq!(log.vote(), Some(vote(7, true)), "a vote that was told is kept");
+}
+
+/// Random lives with random crashes, against the memory twin.
+#[test]
+fn random_lives_are_remembered() {
+    for seed in 0..400u64 {
+        let mut dice = seed;
+        let mut roll = |bound: u64| {
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (dice >> 33) % bound
+        };
+        let options = inline([512, 700, 3000][roll(3) as usize]);
+        let disk = SimDisk::new();
+        let model = MemoryLog::new();
+        let mut log = create(&disk, options).expect("created");
+        let mut term = 1;
+        for step in 0..60 {
+            let Ends { purged, last } = model.ends();
+            let (first, next) = (purged.map_or(0, |id| id.index + 1), last.map_or(0, |id| id.index + 1));
+            let call = match roll(10) {
+                0 => Call::Vote(vote(term, roll(2) == 0)),
+                1 if next > first => {
+                    // What was purged was committed: a truncation never reaches it.
+                    term += 1;
+                    let keep = first + roll(next - first);
+                    let kept = model.read(keep..keep + 1, 1).and_then(Read::wait).expect("readable");
+                    Call::Truncate(Some(kept[0].id))
+                }
+                2 if next > first => {
+                    let upto = first + roll(next - first);
+                    let gone = model.read(upto..upto + 1, 1).and_then(Read::wait).expect("readable");
+                    Call::Purge(gone[0].id)
+                }
+                3 => Call::Committed(id(term, next)),
+                // A snapshot from the leader, far ahead.
+                4 if roll(4) == 0 => Call::Purge(id(term, next + roll(20))),
+                _ => Call::Append((0..1 + roll(4)).map(|i| entry(term, next + i, roll(200) as usize)).collect()),
+            };
+            call.on(&model, Box::new(|_| {})).expect("the model takes it");
+            run(&log, std::slice::from_ref(&call));
+            let at = format!("seed {seed}, step {step}, {call:?}");
+            assert_eq!(content(&log), content(&model), "{at}");
+            if roll(5) == 0 {
+                drop(log);
+                disk.crash(Crash::Tear(seed + step));
+                log = open(&disk, options).unwrap_or_else(|error| panic!("{at}: {error}"));
+                assert_eq!(content(&log), content(&model), "{at}, crashed");
+            }
+        }
+    }
+}
+
+/// The housekeeping thread may come to its wish after the writer made the segment itself.
+#[test]
+fn a_segment_in_use_is_never_made_again() {
+    let disk = SimDisk::new();
+    let log = create(&disk, inline(512)).expect("created");
+    run(&log, &(0..20).map(|index| Call::Append(vec![entry(1, index, 30)])).collect::<Vec<_>>());
+    let (path, _) = last_segment(&log);
+    let before = disk.content(&path);
+    let active = *log.shared.lock().segments.keys().next_back().expect("a log has a segment");
+    log.house.take(active + 1, 0).expect("made");
+    for number in [active, active + 1] {
+        log.house.prepare(number);
+        log.house.work();
+    }
+    assert_eq!(disk.content(&path), before);
+    assert_eq!(segment::numbers(&disk, dir()).expect("listed").last(), Some(&(active + 1)));
+}
+
+/// What is left of a torn flush must not join what is written over its beginning.
+#[test]
+fn the_rest_of_a_torn_flush_never_comes_back() {
+    for hurt in 0..3 {
+        let disk = SimDisk::new();
+        let log = create(&disk, inline(4096)).expect("created");
+        run(&log, &[Call::Append(vec![entry(1, 0, 5)])]);
+        let (path, from) = last_segment(&log);
+        let three = (1..4).map(|index| Entry { id: id(1, index), ..entry(1, 1, 0) });
+        run(&log, &[Call::Append(three.collect())]);
+        let record = (last_segment(&log).1 - from) as usize / 3;
+        disk.damage(&path, |bytes| bytes[from as usize + record * hurt] ^= 1);
+        disk.crash(Crash::DropUnsynced);
+        let log = open(&disk, inline(4096)).expect("torn");
+        assert_eq!(content(&log).entries.len(), 1 + hurt);
+        // As long as the record it replaces, or as the mark that closed the flush and it together.
+        let next = Entry { id: id(2, 1 + hurt as u64), ..entry(2, 1, 0) };
+        run(&log, &[Call::Append(vec![next])]);
+        let found = content(&log);
+        drop(log);
+        disk.crash(Crash::DropUnsynced);
+        assert_eq!(content(&open(&disk, inline(4096)).expect("opened")), found, "hurt {hurt}");
+    }
+}

@@ -1,0 +1,130 @@
+//! A child process of this program's own kind.
+
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+use crate::config;
+
+/// A running child. Killed when dropped.
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Runs `program`, appending all it writes to `log`.
+    ///
+    /// The kernel kills it when the calling thread ends: call from a thread that lives as long as
+    /// the child should, such as a runtime's worker or the main thread.
+    pub fn spawn<A: AsRef<OsStr>>(
+        program: &Path,
+        args: impl IntoIterator<Item = A>,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let log_file = OpenOptions::new().create(true).append(true).open(log);
+        let log_file = log_file.with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = Command::new(program);
+        for key in config::KEYS {
+            command.env_remove(config::env_name(key));
+        }
+        let child = command
+            .env_remove("WHARF_CONFIG")
+            .args(args)
+            .arg("--die-with")
+            .arg(std::process::id().to_string())
+            .stdin(Stdio::null())
+            .stdout(log_file.try_clone()?)
+            .stderr(log_file)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        Ok(Self { child })
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub async fn kill(mut self) -> std::io::Result<()> {
+        self.child.kill().await
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) -> std::io::Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&self) -> std::io::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> std::io::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// How it ended, if it did.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits for its end. None: it still runs.
+    pub async fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
+        tokio::time::timeout(within, self.child.wait()).await.ok()?.ok()
+    }
+
+    fn signal(&self, signal: Signal) -> std::io::Result<()> {
+        // None: it was waited for, and its number may be another process's by now.
+        let gone = || std::io::Error::other("the process has ended");
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32)).ok_or_else(gone)?;
+        Ok(kill_process(pid, signal)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    /// A shell takes `--die-with` as parameters of its script.
+    fn shell(script: &str, log: &Path) -> Process {
+        Process::spawn(Path::new("/bin/sh"), ["-c", script], log).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_child_can_be_ended_in_each_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+
+        let mut polite = shell("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done", &log);
+        while !std::fs::read_to_string(&log).unwrap().contains("up") {
+            tokio::task::yield_now().await;
+        }
+        assert!(polite.has_ended().is_none());
+        polite.terminate().unwrap();
+        assert_eq!(polite.ended(SOON).await.and_then(|status| status.code()), Some(7));
+        assert!(polite.terminate().is_err(), "it is gone");
+        assert!(std::fs::read_to_string(&log).unwrap().contains("bye"));
+
+        let mut frozen = shell("exec sleep 600", &log);
+        frozen.freeze().unwrap();
+        let stat = format!("/proc/{}/stat", frozen.child.id().unwrap());
+        while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+            tokio::task::yield_now().await;
+        }
+        frozen.terminate().unwrap();
+        assert!(frozen.ended(Duration::from_millis(50)).await.is_none(), "the frozen do not hear");
+        frozen.thaw().unwrap();
+        assert_eq!(frozen.ended(SOON).await.and_then(|status| status.signal()), Some(15));
+
+        shell("trap '' TERM; exec sleep 600", &log).kill().await.unwrap();
+    }
+}

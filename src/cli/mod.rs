@@ -1,0 +1,155 @@
+//! The command line: `serve`, the programs around it, and the operator's verbs.
+//!
+//! Invariants: verbs talk to a cluster only through [`crate::client`]. Data goes to standard
+//! output, everything else to standard error. Exit codes are those of [`exit::Exit`], mapped from
+//! errors in that one place. An error names the next command to run.
+
+mod args;
+mod cluster;
+mod demo;
+mod dev;
+pub mod exit;
+pub mod local;
+mod output;
+mod packages;
+mod queues;
+mod rows;
+mod serve;
+mod submit;
+mod work;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use self::args::Target;
+use self::exit::Exit;
+use crate::client::Client;
+
+/// Hands packages of work to workers, from a replicated cluster that loses nothing it confirmed.
+#[derive(Parser, Debug)]
+#[command(
+    name = "wharf",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "\
+Begin:
+  wharf demo                       the main job, with a leader killed on the way
+  wharf dev --nodes 3              a cluster on this machine, until Ctrl-C
+  wharf queue create jobs          then, from another terminal:
+  wharf submit jobs --payload hi   answers with the package's id
+  wharf work --queue jobs --exec 'wc -c'
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not ready or check failed, 4 not found, 69 unreachable,
+75 no leader or outcome unknown (try again), 77 denied, 78 bad configuration."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    target: Target,
+    /// Ends this process when the process of that number, which started it, is gone.
+    #[arg(long, global = true, hide = true, value_name = "PID")]
+    die_with: Option<i32>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Demo(demo::Demo),
+    #[command(hide = true)]
+    DemoWorker(demo::DemoWorker),
+    Serve(serve::Serve),
+    Dev(dev::Dev),
+    Submit(submit::Submit),
+    Get(packages::Get),
+    Wait(packages::Wait),
+    Cancel(packages::Cancel),
+    Retry(packages::Retry),
+    Purge(packages::Purge),
+    Work(work::Work),
+    Queue(queues::QueueVerb),
+    Worker(cluster::WorkerVerb),
+    Cluster(cluster::ClusterVerb),
+    Check(cluster::Check),
+    Config(serve::ConfigVerb),
+    /// Write a shell's completion script.
+    #[command(after_help = "Example:\n  wharf completion bash > /etc/bash_completion.d/wharf")]
+    Completion {
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Reads the arguments, runs the verb, tells what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            let exit = exit::of(&error);
+            if exit != Exit::Ok {
+                output::note(format_args!("wharf: {error:#}"));
+                if let Some(next) = exit::next(&error) {
+                    output::note(format_args!("try: {next}"));
+                }
+            }
+            exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    if let Some(parent) = cli.die_with {
+        die_with(parent)?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let exit = runtime.block_on(dispatch(cli.verb, &cli.target));
+    // A verb is over when its answer is there; a blocked read of standard input is not waited for.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
+    let client = || Client::builder(&target.addr.join(",")).timeout(target.timeout).build();
+    match verb {
+        Verb::Serve(verb) => verb.run().await,
+        Verb::Dev(verb) => verb.run().await,
+        Verb::Demo(verb) => verb.run().await,
+        Verb::DemoWorker(verb) => verb.run(&client()?).await,
+        Verb::Submit(verb) => verb.run(&client()?).await,
+        Verb::Get(verb) => verb.run(&client()?).await,
+        Verb::Wait(verb) => verb.run(&client()?).await,
+        Verb::Cancel(verb) => verb.run(&client()?).await,
+        Verb::Retry(verb) => verb.run(&client()?).await,
+        Verb::Purge(verb) => verb.run(&client()?).await,
+        Verb::Work(verb) => verb.run(&client()?).await,
+        Verb::Queue(verb) => verb.run(&client()?).await,
+        Verb::Worker(verb) => verb.run(&client()?).await,
+        Verb::Cluster(verb) => verb.run(&client()?, target).await,
+        Verb::Check(verb) => verb.run(&client()?, target).await,
+        Verb::Config(verb) => verb.run(),
+        Verb::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "wharf", &mut std::io::stdout());
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+/// The kernel ends this process with its parent, however that dies.
+fn die_with(parent: i32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // It may have died before the line above.
+    let alive = rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent);
+    anyhow::ensure!(alive, "process {parent}, which started this one, is gone");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

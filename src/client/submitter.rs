@@ -1,0 +1,387 @@
+//! Many submits in a pipeline over one stream.
+//!
+//! A task owns the stream and what is not confirmed. It puts whatever waits into one request,
+//! without lingering. After a break it connects again and sends the unconfirmed once more with
+//! the same ids, so that a package is made once. Order is kept while nothing breaks; what is sent
+//! again may fall behind.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::StreamExt;
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Streaming};
+
+use super::backoff::Backoff;
+use super::nodes::Node;
+use super::packages::{malformed, packages, submitted};
+use super::{Client, Error, NewPackage, Submitted};
+use crate::proto::v1::{SubmitStreamRequest, SubmitStreamResponse};
+use crate::types::limits;
+
+/// How many submits a task takes from its channel at once.
+const TAKE: usize = 1024;
+
+/// Builds a [`Submitter`].
+#[must_use]
+pub struct SubmitterBuilder {
+    client: Client,
+    window: usize,
+    timeout: Duration,
+}
+
+impl SubmitterBuilder {
+    pub(super) fn new(client: Client) -> Self {
+        let timeout = client.timeout;
+        Self { client, window: limits::CLIENT_SUBMIT_WINDOW, timeout }
+    }
+
+    /// How many packages may be unconfirmed; past that, submits wait. 4096 by default.
+    pub fn window(mut self, packages: usize) -> Self {
+        self.window = packages.clamp(1, limits::MAX_SUBMITS_IN_FLIGHT_A_STREAM * 16);
+        self
+    }
+
+    /// A package that is not confirmed by then is answered as unknown. The client's by default.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Starts the task. Nothing is connected before the first submit.
+    pub fn build(self) -> Submitter {
+        let (sender, receiver) = mpsc::channel(self.window.min(TAKE));
+        let pipeline = Pipeline::new(self.client.clone(), receiver);
+        let task = tokio::spawn(pipeline.run());
+        Submitter {
+            client: self.client,
+            timeout: self.timeout,
+            window: Arc::new(Semaphore::new(self.window)),
+            window_size: self.window,
+            sender,
+            task,
+        }
+    }
+}
+
+/// A pipeline of submits. Dropping it gives up what is not confirmed; see [`Submitter::close`].
+pub struct Submitter {
+    client: Client,
+    timeout: Duration,
+    window: Arc<Semaphore>,
+    window_size: usize,
+    sender: mpsc::Sender<Waiting>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Submitter {
+    /// Hands in one package, waiting for room in the window. The ticket tells what became of it.
+    pub async fn submit(&self, mut package: NewPackage) -> Result<Ticket, Error> {
+        let room = self.window.clone().acquire_owned().await.map_err(|_| closed())?;
+        self.client.mint_missing(std::slice::from_mut(&mut package));
+        let (answer, ticket) = oneshot::channel();
+        let deadline = Instant::now() + self.timeout;
+        let waiting = Waiting { package, answer, deadline, unknown: false, _room: room };
+        self.sender.send(waiting).await.map_err(|_| closed())?;
+        Ok(Ticket(ticket))
+    }
+
+    /// Waits until nothing is unconfirmed.
+    pub async fn flush(&self) {
+        let all = u32::try_from(self.window_size).unwrap_or(u32::MAX);
+        // Closed means that nothing is left to wait for.
+        let _ = self.window.acquire_many(all).await;
+    }
+
+    /// Waits until nothing is unconfirmed, and ends the stream.
+    pub async fn close(self) {
+        self.flush().await;
+    }
+}
+
+impl Drop for Submitter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What will become of one submitted package.
+pub struct Ticket(oneshot::Receiver<Result<Submitted, Error>>);
+
+impl Future for Ticket {
+    type Output = Result<Submitted, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or_else(|_| Err(closed().or_unknown(true))))
+    }
+}
+
+fn closed() -> Error {
+    Error::refused(Code::Cancelled, "the submitter was closed")
+}
+
+/// A package without its answer.
+struct Waiting {
+    package: NewPackage,
+    answer: oneshot::Sender<Result<Submitted, Error>>,
+    deadline: Instant,
+    /// An earlier try may have been carried out.
+    unknown: bool,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Waiting {
+    fn answer(self, result: Result<Submitted, Error>) {
+        let unknown = self.unknown;
+        // Whoever dropped the ticket does not want to know.
+        let _ = self.answer.send(result.map_err(|error| error.or_unknown(unknown)));
+    }
+
+    fn expire(self) {
+        self.answer(Err(Error::unreachable("no node confirmed the package before its deadline")));
+    }
+}
+
+/// The task.
+struct Pipeline {
+    client: Client,
+    receiver: mpsc::Receiver<Waiting>,
+    /// To be sent, in order. Bounded by the window, like `sent`.
+    unsent: VecDeque<Waiting>,
+    sent: BTreeMap<u64, Vec<Waiting>>,
+    seq: u64,
+    /// Refused for the moment: nothing is sent before this.
+    hold_until: Option<Instant>,
+    backoff: Backoff,
+}
+
+struct Open {
+    node: Node,
+    requests: mpsc::Sender<SubmitStreamRequest>,
+    responses: Streaming<SubmitStreamResponse>,
+    heard: Instant,
+}
+
+impl Pipeline {
+    fn new(client: Client, receiver: mpsc::Receiver<Waiting>) -> Self {
+        let backoff = Backoff::new(client.nodes.env().random.clone());
+        Self { client, receiver, unsent: Default::default(), sent: BTreeMap::new(), seq: 0, hold_until: None, backoff }
+    }
+
+    async fn run(mut self) {
+        while self.wait_for_work().await {
+            let error = match self.open().await {
+                Ok(open) => self.pump(open).await,
+                Err(error) => Some(error),
+            };
+            self.requeue();
+            if let Some(error) = error {
+                self.pause(error).await;
+            }
+        }
+    }
+
+    /// False: the submitter is gone.
+    async fn wait_for_work(&mut self) -> bool {
+        if !self.unsent.is_empty() {
+            return true;
+        }
+        match self.receiver.recv().await {
+            Some(waiting) => {
+                self.unsent.push_back(waiting);
+                true
+            }
+            None => false,
+        }
+    }
+
+    async fn open(&mut self) -> Result<Open, Error> {
+        let node = self.client.nodes.pick().await?;
+        let (requests, receiver) = mpsc::channel(limits::CLIENT_STREAM_QUEUE);
+        // The first request goes ahead: a server may read it before it answers with headers.
+        if let Some(first) = self.next_request() {
+            requests.try_send(first).map_err(|_| Error::unreachable("a new stream has no room"))?;
+        }
+        let mut service = packages(node.channel.clone());
+        let call = service.submit_stream(ReceiverStream::new(receiver));
+        let bound = Duration::from_millis(limits::CLIENT_TRY_MS);
+        let answer = match timeout(bound, call).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(status)) => {
+                let error = Error::from_status(&status);
+                self.client.complain(&node, &error);
+                self.client.nodes.learn(status.metadata());
+                return Err(error);
+            }
+            Err(_) => {
+                self.client.nodes.lost(&node);
+                return Err(Error::deadline(format!("{} did not take the stream", node.addr)));
+            }
+        };
+        self.client.nodes.learn(answer.metadata());
+        Ok(Open { node, requests, responses: answer.into_inner(), heard: Instant::now() })
+    }
+
+    /// Sends and receives until the stream breaks. None: it ended in good order, because nothing was
+    /// left to do or to go on at the leader.
+    async fn pump(&mut self, mut open: Open) -> Option<Error> {
+        let mut taken = Vec::with_capacity(TAKE);
+        loop {
+            // A follower serves, but each package makes a hop: what is under way ends here.
+            let moving = self.client.nodes.better_than(&open.node);
+            if moving && self.sent.is_empty() {
+                return None;
+            }
+            if !moving {
+                self.fill(&open.requests);
+            }
+            // A stream that owes answers and is silent is dead, or its node is frozen.
+            let silent_at = open.heard + Duration::from_millis(limits::CLIENT_SILENCE_MS);
+            let wake = self.hold_until.unwrap_or(silent_at).min(silent_at);
+            let may_send = !self.unsent.is_empty() && self.hold_until.is_none() && !moving;
+            tokio::select! {
+                // In this order, so that a simulation repeats.
+                biased;
+                message = open.responses.next() => match message {
+                    Some(Ok(response)) => {
+                        open.heard = Instant::now();
+                        self.answered(response);
+                    }
+                    Some(Err(status)) => {
+                        let error = Error::from_status(&status);
+                        self.client.complain(&open.node, &error);
+                        self.client.nodes.learn(status.metadata());
+                        return Some(error);
+                    }
+                    None => {
+                        self.client.nodes.elsewhere(&open.node);
+                        return Some(Error::unreachable("the node ended the stream"));
+                    }
+                },
+                room = open.requests.reserve(), if may_send => match room {
+                    Ok(room) => if let Some(request) = self.next_request() { room.send(request) },
+                    Err(_) => return Some(Error::unreachable("the stream broke")),
+                },
+                count = self.receiver.recv_many(&mut taken, TAKE) => {
+                    if count == 0 {
+                        return None;
+                    }
+                    if self.sent.is_empty() {
+                        open.heard = Instant::now();
+                    }
+                    self.unsent.extend(taken.drain(..));
+                }
+                () = sleep_until(wake) => {
+                    let now = Instant::now();
+                    if self.hold_until.is_some_and(|until| until <= now) {
+                        self.hold_until = None;
+                    } else if self.sent.is_empty() {
+                        open.heard = now;
+                    } else if silent_at <= now {
+                        self.client.nodes.lost(&open.node);
+                        return Some(Error::unreachable("the stream fell silent"));
+                    }
+                    self.expire(now);
+                }
+            }
+        }
+    }
+
+    /// Sends while there is room.
+    fn fill(&mut self, requests: &mpsc::Sender<SubmitStreamRequest>) {
+        while self.hold_until.is_none() && !self.unsent.is_empty() {
+            let Ok(room) = requests.try_reserve() else { return };
+            if let Some(request) = self.next_request() {
+                room.send(request);
+            }
+        }
+    }
+
+    /// As many unsent packages as fit; they count as sent.
+    fn next_request(&mut self) -> Option<SubmitStreamRequest> {
+        let mut bytes = 0;
+        let mut group = Vec::new();
+        while let Some(next) = self.unsent.front() {
+            bytes += next.package.encoded_len();
+            if group.len() == limits::MAX_PACKAGES_A_SUBMIT
+                || (!group.is_empty() && bytes > limits::CLIENT_MESSAGE_BYTES)
+            {
+                break;
+            }
+            group.extend(self.unsent.pop_front());
+        }
+        if group.is_empty() {
+            return None;
+        }
+        self.seq += 1;
+        let packages = group.iter().map(|waiting| waiting.package.clone()).collect();
+        self.sent.insert(self.seq, group);
+        Some(SubmitStreamRequest { seq: self.seq, packages, atomic: false })
+    }
+
+    fn answered(&mut self, response: SubmitStreamResponse) {
+        let Some(group) = self.sent.remove(&response.seq) else { return };
+        if group.len() != response.results.len() {
+            let error = malformed("a submit with the wrong number of results");
+            return group.into_iter().for_each(|waiting| waiting.answer(Err(error.clone())));
+        }
+        let mut pause = None;
+        let now = Instant::now();
+        for (mut waiting, result) in group.into_iter().zip(response.results) {
+            match submitted(result) {
+                // Full queues and missing leaders are backpressure here, not an end.
+                Err(error) if waiting.deadline > now && (error.is_transient() || error.retry_after().is_some()) => {
+                    pause = pause.max(Some(error.retry_after().unwrap_or_default()));
+                    waiting.unknown |= error.is_unknown();
+                    self.unsent.push_back(waiting);
+                }
+                result => waiting.answer(result),
+            }
+        }
+        match pause {
+            Some(asked) => self.hold_until = Some(now + self.backoff.pause(Some(asked))),
+            None => self.backoff = Backoff::new(self.client.nodes.env().random.clone()),
+        }
+    }
+
+    /// After a break: everything unconfirmed is to be sent again, oldest first.
+    fn requeue(&mut self) {
+        for group in std::mem::take(&mut self.sent).into_values().rev() {
+            for mut waiting in group.into_iter().rev() {
+                waiting.unknown = true;
+                self.unsent.push_front(waiting);
+            }
+        }
+        self.hold_until = None;
+        self.expire(Instant::now());
+    }
+
+    async fn pause(&mut self, error: Error) {
+        let fatal = !error.is_transient() && !error.is_unknown();
+        if fatal {
+            // The node will not talk to us at all; trying again changes nothing.
+            for waiting in self.unsent.drain(..) {
+                waiting.answer(Err(error.clone()));
+            }
+        }
+        tracing::debug!(error = %error, unconfirmed = self.unsent.len(), "submit stream broke");
+        let pause = self.backoff.pause(error.retry_after());
+        tokio::time::sleep(pause).await;
+    }
+
+    fn expire(&mut self, now: Instant) {
+        if self.unsent.iter().any(|waiting| waiting.deadline <= now) {
+            let (over, open) = self.unsent.drain(..).partition(|waiting| waiting.deadline <= now);
+            self.unsent = open;
+            let over: VecDeque<Waiting> = over;
+            over.into_iter().for_each(Waiting::expire);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! `Complete`, `Fail`, `Extend`, `Release`: how holders end and keep their leases. Complete and
+//! Fail stand on the fence alone; the others need the session's current epoch.
+
+use std::sync::Arc;
+
+use crate::machine::command::{Complete, Completion, Extend, Extension, Fail, Failed, Lease, Release, Speaker};
+use crate::machine::lease::Standing;
+use crate::machine::life::{Blame, copied};
+use crate::machine::state::{SessionNo, Settlement, Slot};
+use crate::machine::{Machine, Reject, Reply, Result};
+use crate::types::{Cause, Fence, State as Phase, limits};
+
+impl Machine {
+    pub(in crate::machine) fn on_complete(&mut self, op: &Complete) -> Result<Reply> {
+        check_count("completions", op.completions.len())?;
+        self.hear_settler(op.speaker.as_ref());
+        let each = op.completions.iter().enumerate();
+        Ok(Reply::Settled(each.map(|(place, completion)| self.complete(place, completion)).collect()))
+    }
+
+    fn complete(&mut self, place: usize, op: &Completion) -> Result<()> {
+        let slot = match self.standing(&op.queue, &op.id, op.fence, Settlement::Done)? {
+            Standing::Answered => return Ok(()),
+            Standing::Current(slot) => slot,
+        };
+        let most = self.state.queues.at(self.state.packages.at(slot).queue).settings.max_result;
+        if op.result.len() as u64 > most {
+            return Err(Reject::BadField {
+                field: format!("completions[{place}].result"),
+                problem: format!("{} bytes, the queue takes at most {most}", op.result.len()),
+            });
+        }
+        check_word(&format!("completions[{place}].result_content_type"), &op.result_content_type)?;
+        let session = self.unhold(slot);
+        self.settle(slot, Settlement::Done);
+        self.exonerate(slot);
+        self.state.packages.at_mut(slot).attempts += 1;
+        if !op.result.is_empty() || !op.result_content_type.is_empty() {
+            let package = self.state.packages.at_mut(slot);
+            let before = package.bytes();
+            let rare = package.rare();
+            rare.result = copied(&op.result);
+            rare.result_content_type =
+                (!op.result_content_type.is_empty()).then(|| op.result_content_type.as_str().into());
+            self.resized_off_hold(slot, before);
+        }
+        self.finish(slot, Phase::Completed);
+        self.after_release(session);
+        Ok(())
+    }
+
+    /// The size of a package that left its session's hold and is not yet finished has changed.
+    fn resized_off_hold(&mut self, slot: Slot, before: u64) {
+        let package = self.state.packages.at(slot);
+        let after = package.bytes();
+        let line = self.index.line_mut(package.queue);
+        line.bytes = line.bytes - before + after;
+        self.index.bytes = self.index.bytes - before + after;
+    }
+
+    pub(in crate::machine) fn on_fail(&mut self, op: &Fail) -> Result<Reply> {
+        check_count("failed", op.failed.len())?;
+        self.hear_settler(op.speaker.as_ref());
+        Ok(Reply::Settled(op.failed.iter().map(|failed| self.fail(failed)).collect()))
+    }
+
+    fn fail(&mut self, op: &Failed) -> Result<()> {
+        let slot = match self.standing(&op.queue, &op.id, op.fence, Settlement::Failed)? {
+            Standing::Answered => return Ok(()),
+            Standing::Current(slot) => slot,
+        };
+        let worker: Arc<str> = self.state.sessions.at(self.state.packages.at(slot).session).worker.clone();
+        let session = self.unhold(slot);
+        self.settle(slot, Settlement::Failed);
+        self.exonerate(slot);
+        self.charge(
+            slot,
+            &Blame {
+                cause: Cause::Failed,
+                message: &op.message,
+                code: &op.code,
+                worker,
+                permanent: op.permanent,
+                retry_delay_ms: op.retry_delay_ms,
+            },
+        );
+        self.after_release(session);
+        Ok(())
+    }
+
+    /// A Done or Fail counts even when its speaker is not known any more; if it is, it is alive and
+    /// its withheld credit comes back.
+    fn hear_settler(&mut self, speaker: Option<&Speaker>) {
+        if let Ok(number) = self.hear(speaker) {
+            self.restore_credit(number);
+        }
+    }
+
+    pub(in crate::machine) fn on_extend(&mut self, op: &Extend) -> Result<Reply> {
+        check_count("extensions", op.extensions.len())?;
+        let number = self.hear(op.speaker.as_ref())?;
+        let each = op.extensions.iter().enumerate();
+        Ok(Reply::Settled(each.map(|(place, extension)| self.extend(number, place, extension)).collect()))
+    }
+
+    fn extend(&mut self, number: SessionNo, place: usize, op: &Extension) -> Result<()> {
+        let slot = self.own_lease(number, &op.queue, &op.id, op.fence)?;
+        if op.checkpoint.len() > limits::MAX_CHECKPOINT_BYTES {
+            return Err(Reject::BadField {
+                field: format!("extensions[{place}].checkpoint"),
+                problem: format!("{} bytes, at most {}", op.checkpoint.len(), limits::MAX_CHECKPOINT_BYTES),
+            });
+        }
+        if !op.checkpoint.is_empty() {
+            let package = self.state.packages.at_mut(slot);
+            let before = package.bytes();
+            package.rare().checkpoint = copied(&op.checkpoint);
+            let package = self.state.packages.at(slot);
+            self.index.resized(package, before);
+            self.refresh(number);
+        }
+        self.extend_lease(slot, op.by_ms);
+        Ok(())
+    }
+
+    pub(in crate::machine) fn on_release(&mut self, op: &Release) -> Result<Reply> {
+        check_count("held", op.leases.len())?;
+        self.hear(op.speaker.as_ref())?;
+        let session = op.speaker.as_ref().map(|speaker| speaker.session.as_str()).unwrap_or_default();
+        Ok(Reply::Settled(op.leases.iter().map(|lease| self.release(session, lease)).collect()))
+    }
+
+    fn release(&mut self, session: &str, op: &Lease) -> Result<()> {
+        // A draining session is gone with its last lease; a repeat must still be answered.
+        let slot = match self.standing(&op.queue, &op.id, op.fence, Settlement::Released)? {
+            Standing::Answered => return Ok(()),
+            Standing::Current(slot) => slot,
+        };
+        let number = self.session_no(session)?;
+        if self.state.packages.at(slot).session != number {
+            return Err(Reject::LeaseLost { current: self.state.packages.at(slot).fence });
+        }
+        self.unhold(slot);
+        self.settle(slot, Settlement::Released);
+        let holder = self.state.sessions.at_mut(number);
+        holder.withheld += 1;
+        let cause = if holder.draining { Cause::Drained } else { Cause::Released };
+        self.return_free(slot, cause);
+        self.after_release(number);
+        Ok(())
+    }
+
+    /// The session's own current lease.
+    fn own_lease(&self, number: SessionNo, queue: &str, id: &str, fence: u64) -> Result<Slot> {
+        let current = match self.standing(queue, id, fence, Settlement::None)? {
+            Standing::Current(slot) if self.state.packages.at(slot).session == number => return Ok(slot),
+            Standing::Current(slot) => self.state.packages.at(slot).fence,
+            Standing::Answered => Fence(0),
+        };
+        Err(Reject::LeaseLost { current })
+    }
+}
+
+fn check_count(field: &str, count: usize) -> Result<()> {
+    if count <= limits::MAX_SETTLEMENTS_A_MESSAGE {
+        return Ok(());
+    }
+    Err(Reject::BadField {
+        field: field.to_owned(),
+        problem: format!("at most {} in one message, there are {count}", limits::MAX_SETTLEMENTS_A_MESSAGE),
+    })
+}
+
+fn check_word(field: &str, text: &str) -> Result<()> {
+    if text.len() <= limits::MAX_WORD_BYTES {
+        return Ok(());
+    }
+    let problem = format!("at most {} bytes, has {}", limits::MAX_WORD_BYTES, text.len());
+    Err(Reject::BadField { field: field.to_owned(), problem })
+}
