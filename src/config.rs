@@ -45,7 +45,6 @@ pub const KEYS: &[&str] = &[
     "limits.connections",
     "limits.log_segment",
     "limits.log_cache",
-    "limits.disk_reserve",
     "log.level",
     "log.format",
     "recovery.skip_entry",
@@ -131,9 +130,6 @@ pub struct Limits {
     /// Bytes of the log's tail that stay in memory.
     #[serde(serialize_with = "exact")]
     pub log_cache: ByteSize,
-    /// Disk space set aside for completions and snapshots, at least.
-    #[serde(serialize_with = "exact")]
-    pub disk_reserve: ByteSize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -214,7 +210,6 @@ impl Default for Limits {
             connections: limits::MAX_CONNECTIONS,
             log_segment: ByteSize::b(limits::SEGMENT_BYTES),
             log_cache: ByteSize::b(limits::LOG_CACHE_BYTES as u64),
-            disk_reserve: ByteSize::b(limits::DISK_RESERVE_BYTES),
         }
     }
 }

@@ -1,13 +1,14 @@
 pub mod admin;
+pub mod api;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod dispatch;
 pub mod env;
 pub mod machine;
 pub mod node;
 pub mod proto;
 pub mod raft;
+pub mod storage;
 pub mod telemetry;
-#[cfg(feature = "testkit")]
-pub mod testkit;
 pub mod types;

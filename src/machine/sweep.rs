@@ -97,6 +97,8 @@ impl Machine {
                 sweep.changed += 1;
             }
         }
+        // What went left tombstones, and was perhaps the next to go by age.
+        self.index.arm_queue(&self.state, sweep.queue);
         let exhausted = matches!(sweep.work, Work::Redrive { left: 0, .. });
         if sweep.cursor < sweep.end && !exhausted {
             self.state.sweeps.insert(number, sweep);

@@ -13,15 +13,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::env::{BoxStream, Listener};
-use crate::types::limits;
 
 /// After a failed accept (no file handles left, say) the listener rests for so long.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
-/// The connections of a listener, at most [`limits::MAX_CONNECTIONS`] at once; more wait in the
-/// kernel's backlog.
-pub fn incoming(listener: Box<dyn Listener>, name: &'static str) -> impl Stream<Item = io::Result<Connection>> {
-    let places = Arc::new(Semaphore::new(limits::MAX_CONNECTIONS));
+/// The connections of a listener, at most `most` at once; more wait in the kernel's backlog.
+pub fn incoming(
+    listener: Box<dyn Listener>,
+    name: &'static str,
+    most: usize,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let places = Arc::new(Semaphore::new(most));
     futures::stream::unfold((listener, places), move |(mut listener, places)| async move {
         let place = places.clone().acquire_owned().await.ok()?;
         loop {

@@ -1,15 +1,30 @@
 //! The only door to the replicated state: propose a command, look at the state, follow the
 //! leadership. Cheap to clone.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use openraft::RaftMetrics;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tonic::transport::Channel;
 
-use super::types::Member;
+use super::data_dir::DataDir;
+use super::machine_adapter::State;
+use super::network::{Channels, Purpose};
+use super::peer_server::Raft;
+use super::peers::{PeerView, Peers};
+use super::proposer::Proposer;
+use super::reads::Reads;
+use super::types::{Member, TypeConfig};
 use crate::machine::command::Command;
 use crate::machine::{Effect, Machine, Outcome};
-use crate::types::NodeId;
+use crate::types::{NodeId, limits};
 
 /// Why a proposal has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -92,71 +107,216 @@ pub enum Lane {
 /// See the module.
 #[derive(Clone)]
 pub struct Handle {
-    _private: (),
+    inner: Arc<Inner>,
+}
+
+/// What a handle reaches; put together by `raft::start`.
+pub(super) struct Inner {
+    pub(super) raft: Raft,
+    pub(super) peers: Arc<Peers>,
+    pub(super) channels: Arc<Channels>,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) state: Arc<State>,
+    pub(super) reads: Arc<Reads>,
+    pub(super) standing: watch::Receiver<Standing>,
+    pub(super) effects: Mutex<Option<mpsc::Receiver<Feed>>>,
+    pub(super) disk: Arc<DataDir>,
+    pub(super) alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
+    pub(super) stopping: Arc<AtomicBool>,
 }
 
 impl Handle {
+    pub(super) fn new(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
     /// Proposes and waits for the outcome, at most `deadline`. On a node that does not lead:
     /// `NotLeader` at once.
     pub async fn propose(&self, lane: Lane, command: Command, deadline: Duration) -> Result<Outcome, ProposeError> {
-        todo!()
+        let (answer, answered) = oneshot::channel();
+        self.send(lane, command, Responder::Oneshot(answer));
+        match timeout(deadline, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ProposeError::Unknown { why: "the node stopped" }),
+            Err(_) => Err(ProposeError::Unknown { why: "no answer within the caller's deadline" }),
+        }
     }
 
     /// Proposes without waiting. The answer goes to `responder`, always, exactly once, also for
     /// errors.
     pub fn send(&self, lane: Lane, command: Command, responder: Responder) {
-        todo!()
+        self.inner.proposer.send(lane, &command, responder);
     }
 
     /// Waits until `lane` has room (backpressure for streams).
     pub async fn ready(&self, lane: Lane) {
-        todo!()
+        self.inner.proposer.ready(lane).await;
     }
 
     /// A linearizable read point: confirms leadership with a quorum (read index, never a lease)
     /// and waits until this node's state has it. `NotLeader` on followers.
     pub async fn read_barrier(&self, deadline: Duration) -> Result<(), ProposeError> {
-        todo!()
+        self.inner.reads.barrier(deadline).await
     }
 
     /// Looks at this node's own state. Must be short: apply waits meanwhile.
     pub fn view<R>(&self, look: impl FnOnce(&Machine) -> R) -> R {
-        todo!()
+        look(&self.inner.state.machine.read())
     }
 
     /// This node's standing, with changes.
     pub fn standing(&self) -> watch::Receiver<Standing> {
-        todo!()
+        self.inner.standing.clone()
     }
 
     /// The effect feed; there is one consumer (dispatch). Batches come only while this node leads.
     pub fn take_effects(&self) -> Option<mpsc::Receiver<Feed>> {
-        todo!()
+        self.inner.effects.lock().take()
     }
 
     /// This node's number.
     pub fn node(&self) -> NodeId {
-        todo!()
+        self.inner.peers.node
+    }
+
+    /// A connection to another node's peer listener for forwarded calls, made when first used.
+    /// None: no such member, or this node itself.
+    pub fn peer_channel(&self, node: NodeId) -> Option<Channel> {
+        if node == self.node() {
+            return None;
+        }
+        let member = self.inner.peers.member(node)?;
+        Some(self.inner.channels.get(node, &member.peer_addr, Purpose::Forward))
+    }
+
+    /// Waits until this node's state has all that it had applied before a restart, and more: what
+    /// the cluster has committed up to the end of its log. Needs a leader. False: not in time.
+    pub async fn wait_recovered(&self, limit: Duration) -> bool {
+        self.inner.raft.wait_for_recovery(Some(limit)).await.is_ok()
     }
 
     /// Moves leadership to `to`, or to the most current voter. Answers with the new leader.
     pub async fn transfer_leadership(&self, to: Option<NodeId>, deadline: Duration) -> Result<NodeId, TransferError> {
-        todo!()
+        let mut standing = self.standing();
+        let (leading, leader) = {
+            let standing = standing.borrow_and_update();
+            (standing.leading, standing.leader.clone())
+        };
+        if leading.is_none() {
+            return Err(TransferError::NotLeader { leader });
+        }
+        let to = self.successor(to)?;
+        if to == self.node() {
+            return Ok(to);
+        }
+        if self.inner.raft.trigger().transfer_leader(to).await.is_err() {
+            return Err(TransferError::NotLeader { leader: None });
+        }
+        let took_over = standing.wait_for(|now| now.leader.as_ref().is_some_and(|leader| leader.node == to));
+        match timeout(deadline, took_over).await {
+            Ok(Ok(_)) => Ok(to),
+            Ok(Err(_)) | Err(_) => Err(TransferError::TimedOut(to)),
+        }
+    }
+
+    /// Who takes over: the one asked for, or the voter that has most of the log.
+    fn successor(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        let voters: Vec<_> = self.inner.peers.members().into_iter().filter(|peer| peer.voter).collect();
+        if let Some(to) = to {
+            let known = voters.iter().any(|peer| peer.node == to);
+            return if known { Ok(to) } else { Err(TransferError::NoVoter(to)) };
+        }
+        let matched = self.matched();
+        let others = voters.iter().filter(|peer| peer.node != self.node());
+        // The lowest number among equals.
+        others
+            .max_by_key(|peer| (peer.reachable, matched.get(&peer.node), Reverse(peer.node)))
+            .map(|peer| peer.node)
+            .ok_or(TransferError::Alone)
+    }
+
+    /// How far each member's log is known to agree; empty on followers.
+    fn matched(&self) -> BTreeMap<NodeId, u64> {
+        let replication = self.inner.raft.metrics().borrow_watched().replication.clone();
+        let matched = replication.into_iter().flatten();
+        matched.filter_map(|(node, id)| Some((node, id?.index))).collect()
     }
 
     /// Raft's and the log's standing, for status and metrics.
     pub fn status(&self) -> Status {
-        todo!()
+        let inner = &self.inner;
+        let view = inner.raft.metrics().borrow_watched().clone();
+        let index = |id: &Option<openraft::alias::LogIdOf<TypeConfig>>| id.as_ref().map_or(0, |id| id.index);
+        let matched = self.matched();
+        let member = |peer: PeerView| MemberStatus {
+            node: peer.node,
+            voter: peer.voter,
+            reachable: peer.reachable,
+            matched_index: matched.get(&peer.node).copied(),
+            member: peer.member,
+        };
+        let mut metrics = inner.state.counters.metrics();
+        metrics.commands_waiting = inner.proposer.waiting() as u64;
+        inner.disk.fill_metrics(&mut metrics);
+        Status {
+            cluster_id: inner.peers.cluster_id().iter().map(|byte| format!("{byte:02x}")).collect(),
+            node: self.node(),
+            leader: inner.standing.borrow().leader.clone(),
+            term: view.current_term,
+            last_log_index: view.last_log_index.unwrap_or(0),
+            committed_index: index(&view.local_committed),
+            applied_index: index(&view.last_applied),
+            snapshot_index: index(&view.snapshot),
+            purged_index: index(&view.purged),
+            members: inner.peers.members().into_iter().map(member).collect(),
+            disk: inner.disk.status(),
+            alarms: inner.alarms.lock().values().cloned().collect(),
+            metrics,
+        }
     }
 
     /// Writes a snapshot now; answers with its index.
     pub async fn take_snapshot(&self, deadline: Duration) -> Result<u64, ProposeError> {
-        todo!()
+        let raft = &self.inner.raft;
+        let applied = raft.metrics().borrow_watched().last_applied.map_or(0, |id| id.index);
+        raft.trigger().snapshot().await.map_err(|_| ProposeError::ShuttingDown)?;
+        let wait = raft.wait(Some(deadline));
+        let covers = |view: &RaftMetrics<TypeConfig>| view.snapshot.map_or(0, |id| id.index) >= applied;
+        let built = wait.metrics(covers, "a snapshot of what is applied");
+        match built.await {
+            Ok(view) => Ok(view.snapshot.map_or(0, |id| id.index)),
+            Err(_) => Err(ProposeError::Unknown { why: "the snapshot was not done in time" }),
+        }
     }
 
     /// The latest fingerprint of this node's state (see `Effect::Fingerprint`), with changes.
     pub fn fingerprint(&self) -> watch::Receiver<Option<FingerprintResult>> {
-        todo!()
+        self.inner.state.fingerprint.subscribe()
+    }
+
+    /// Hands leadership over if this node has it, then stops Raft. Every proposal is answered.
+    pub async fn shutdown(&self) {
+        let limit = Duration::from_millis(limits::SHUTDOWN_TRANSFER_MS);
+        match self.transfer_leadership(None, limit).await {
+            Ok(to) => tracing::info!(to, "handed leadership over"),
+            Err(TransferError::NotLeader { .. } | TransferError::Alone) => {}
+            Err(error) => tracing::warn!(%error, "stopping as leader"),
+        }
+        self.halt().await;
+    }
+
+    /// Stops Raft as it is.
+    pub async fn halt(&self) {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        self.inner.proposer.stop();
+        // Its error is the core's end by panic, which the fatal channel tells too.
+        let _ = self.inner.raft.shutdown().await;
+        self.inner.disk.close();
+    }
+
+    #[cfg(test)]
+    pub(super) fn inner_raft(&self) -> &Raft {
+        &self.inner.raft
     }
 }
 

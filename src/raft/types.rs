@@ -16,7 +16,7 @@ openraft::declare_raft_types!(
         Node = Member,
         Term = u64,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, NodeId>,
-        AsyncRuntime = openraft::impls::TokioRuntime,
+        AsyncRuntime = super::runtime::Runtime,
 );
 
 /// A stored `Batch`, encoded once on the leader and shared by log, network and apply.

@@ -90,6 +90,8 @@ pub const MAX_DELIVER_BYTES: usize = 1 << 20;
 pub const MAX_STREAM_QUEUE: usize = 1024;
 /// Requests of one submit stream that wait for their answer.
 pub const MAX_SUBMITS_IN_FLIGHT_A_STREAM: usize = 4096;
+/// Settling requests of one worker stream whose answer was not yet taken by its reader.
+pub const MAX_SETTLES_IN_FLIGHT_A_STREAM: usize = 256;
 /// Calls that wait for a package or queue at once, on one node.
 pub const MAX_WAITERS: usize = 100_000;
 /// gRPC streams a connection.
@@ -101,10 +103,39 @@ pub const MAX_EFFECT_BATCHES: usize = 4096;
 
 /// The worker stream is silent for so long: cut off.
 pub const WORKER_SILENCE_MS: u64 = 5_000;
+/// Silence and lag of worker streams are looked at so often.
+pub const LIVENESS_EVERY_MS: u64 = 250;
+/// Prefetch that others could work on is looked for so often.
+pub const RECALL_EVERY_MS: u64 = 250;
+/// A recall that brought nothing for so long becomes a reclaim.
+pub const RECALL_ANSWER_MS: u64 = 1_000;
+/// HTTP/2 pings on an idle connection of a client or peer, and how long their answer may take.
+pub const KEEPALIVE_EVERY_MS: u64 = 2_000;
+pub const KEEPALIVE_ANSWER_MS: u64 = 3_000;
+/// A call without a deadline of its own has this one, unless it waits for a package or queue.
+pub const DEFAULT_CALL_DEADLINE_MS: u64 = 10_000;
+/// A call waits for a leader at most so long, within its deadline.
+pub const LEADER_WAIT_MS: u64 = 10_000;
+/// The ends of so many sweeps are remembered for calls that come to ask.
+pub const MAX_SWEEPS_REMEMBERED: usize = 1024;
+/// Past so many queues, rates are no longer sampled.
+pub const MAX_RATED_QUEUES: usize = 1000;
 /// Log bytes after which a snapshot is taken.
 pub const SNAPSHOT_EVERY_LOG_BYTES: u64 = 256 << 20;
-/// A log segment.
+/// A log segment; the very first one is smaller, so that a new node starts at once.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+pub const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
+/// Bytes of appended entries that wait for the flush thread; past that `append` waits.
+pub const LOG_QUEUE_BYTES: usize = 64 << 20;
+/// Bytes in one write of the log; a longer queue takes several.
+pub const MAX_FLUSH_BYTES: usize = 8 << 20;
+/// Bytes read from a segment at once.
+pub const LOG_READ_BYTES: u64 = 1 << 20;
+/// On a full disk the log looks for room for its next segment this often.
+pub const LOG_RETRY_MS: u64 = 1_000;
+/// Snapshots kept on disk, and bytes in a frame of one.
+pub const SNAPSHOTS_KEPT: usize = 2;
+pub const SNAPSHOT_FRAME_BYTES: usize = 256 << 10;
 /// Bytes of the log's tail that stay in memory.
 pub const LOG_CACHE_BYTES: usize = 48 << 20;
 /// Disk space set aside for completions and snapshots, at least.
@@ -161,3 +192,60 @@ pub const CLIENT_GOODBYE_MS: u64 = 1_000;
 pub const CLIENT_RESEND_MS: u64 = 50;
 /// Extensions of one lease that wait for their turn.
 pub const CLIENT_MAX_EXTENSIONS_WAITING: usize = 16;
+
+/// The leader speaks at least so often.
+pub const HEARTBEAT_MS: u64 = 100;
+/// A follower that hears nothing for so long stands for election.
+pub const ELECTION_MIN_MS: u64 = 500;
+pub const ELECTION_MAX_MS: u64 = 1_000;
+/// A leader that no quorum answered for so long serves nobody until one does again.
+pub const QUORUM_LOST_MS: u64 = 2_000;
+/// A connection to a peer is made within this.
+pub const PEER_CONNECT_MS: u64 = 1_000;
+/// A silent connection to a peer is probed after this, and given up after that.
+pub const PEER_KEEPALIVE_MS: u64 = 1_000;
+pub const PEER_KEEPALIVE_TIMEOUT_MS: u64 = 3_000;
+/// An append that waits for its answer longer than this ends the stream.
+pub const PEER_ANSWER_MS: u64 = 5_000;
+/// HTTP/2 between nodes.
+pub const PEER_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub const PEER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+pub const PEER_FRAME_BYTES: u32 = 1 << 20;
+/// A snapshot travels in pieces of this size, within this time.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+pub const SNAPSHOT_TRANSFER_MS: u64 = 600_000;
+/// Log bytes kept behind a snapshot, so that a follower that was away briefly needs none.
+pub const LOG_KEEP_BYTES: u64 = 64 << 20;
+/// Bytes of one command; what the API lets through is smaller.
+pub const MAX_COMMAND_BYTES: usize = 24 << 20;
+/// Submits may fill a batch only up to this while completions come in.
+pub const MAX_SUBMIT_BYTES_WHILE_BUSY: usize = MAX_BATCH_BYTES / 4;
+/// Submits that wait before `ready` holds further ones back.
+pub const SUBMITS_WAITING_BEFORE_HOLD: usize = 2 * MAX_BATCH_COMMANDS;
+/// Read barriers that wait for the next round; more wait outside.
+pub const MAX_BARRIERS_WAITING: usize = 1024;
+/// What was proposed by a leader that lost its office may still be answered within this.
+pub const STEP_DOWN_GRACE_MS: u64 = 300;
+/// A peer's clock that was not heard for so long does not count.
+pub const PEER_CLOCK_STALE_MS: u64 = 5_000;
+/// Clocks further than this from the quorum's raise CLOCK_SKEW.
+pub const CLOCK_SKEW_MS: u64 = 2_000;
+/// A peer that answered within this is reachable.
+pub const PEER_REACHABLE_MS: u64 = 1_500;
+/// Fast failover: a node starts at most one election in this time.
+pub const FAILOVER_EVERY_MS: u64 = 2_000;
+/// Fast failover: the node next in rank waits so long for the one before it.
+pub const FAILOVER_STAGGER_MS: u64 = 40;
+/// Fast failover: a peer is given so long to notice the loss itself.
+pub const FAILOVER_ASK_MS: u64 = 60;
+/// Fast failover: a vote carries the word that the leader is gone for so long.
+pub const FAILOVER_VOTE_MS: u64 = 400;
+/// Pause between the rounds of a bootstrap.
+pub const BOOTSTRAP_RETRY_MS: u64 = 150;
+/// A probe is answered within this.
+pub const PROBE_MS: u64 = 1_000;
+/// Leadership is handed over within this at shutdown.
+pub const SHUTDOWN_TRANSFER_MS: u64 = 2_000;
+
+/// A node that stops lets calls under way finish for so long.
+pub const SHUTDOWN_CALLS_MS: u64 = 3_000;

@@ -1,0 +1,161 @@
+//! Fast failover: a leader whose process is gone is replaced at once instead of after a timeout.
+//!
+//! A follower whose append stream broke off dials the leader anew. Refused means that nobody
+//! listens there: it asks the others `LeaderGone`, and if a quorum, itself included, saw the same,
+//! it stands for election, the lowest number first. Its votes say why (`leader_gone`), so that
+//! voters let the old leader's lease go; a voter that still hears that leader does not.
+//!
+//! Invariants: it only ever makes an election earlier; which leader wins, and what is committed,
+//! stays Raft's. Leader leases mean nothing for reads here (the read index is used). A node starts
+//! at most one such election in `FAILOVER_EVERY_MS`. A silent loss is the timeout's business.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::convert::Membership;
+use super::network::{Channels, GoneVote, Purpose};
+use super::peer_server::Raft;
+use super::peers::Peers;
+use crate::proto::internal as pb;
+use crate::types::{NodeId, limits};
+
+/// Between two looks while the loss is not certain yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// See the module.
+pub struct Failover {
+    pub(super) peers: Arc<Peers>,
+    pub(super) channels: Arc<Channels>,
+    pub(super) gone_vote: Arc<GoneVote>,
+    pub(super) last: Mutex<Option<Instant>>,
+}
+
+impl Failover {
+    /// The task: until Raft stops.
+    pub async fn run(self: Arc<Self>, raft: Raft) {
+        let mut metrics = raft.server_metrics();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.peers.lost_notify.notified() => {}
+                // Only to notice the end.
+                changed = metrics.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            }
+            if let Some(lost) = self.peers.take_lost() {
+                self.on_lost(&raft, lost).await;
+            }
+        }
+    }
+
+    async fn on_lost(&self, raft: &Raft, lost: NodeId) {
+        let view = raft.server_metrics().borrow_watched().clone();
+        let voters: Vec<NodeId> = view.membership_config.voter_ids().collect();
+        if view.current_leader != Some(lost) || lost == self.peers.node || !voters.contains(&self.peers.node) {
+            return;
+        }
+        if !self.is_gone(lost).await {
+            return;
+        }
+        let term = view.vote.leader_id.term;
+        let agreeing = self.ask(&voters, lost, term, view.membership_config.membership()).await;
+        if !agreeing {
+            tracing::info!(leader = lost, "lost the leader, but the others did not: waiting for the timeout");
+            return;
+        }
+        // The lowest number stands first; whoever comes after sees a newer term and stays.
+        let rank = voters.iter().filter(|voter| **voter != lost && **voter < self.peers.node).count() as u64;
+        if rank > 0 {
+            sleep(Duration::from_millis(rank * limits::FAILOVER_STAGGER_MS)).await;
+        }
+        let now = raft.server_metrics().borrow_watched().clone();
+        if now.vote.leader_id.term != term || now.current_leader != Some(lost) || !self.may_stand() {
+            return;
+        }
+        tracing::info!(leader = lost, term, "the leader is gone: standing for election");
+        self.gone_vote.arm();
+        if let Err(fatal) = raft.trigger().elect(false).await {
+            tracing::debug!(%fatal, "no election: raft stops");
+        }
+    }
+
+    fn may_stand(&self) -> bool {
+        let mut last = self.last.lock();
+        let every = Duration::from_millis(limits::FAILOVER_EVERY_MS);
+        if last.is_some_and(|at| at.elapsed() < every) {
+            return false;
+        }
+        *last = Some(Instant::now());
+        true
+    }
+
+    /// Whether this node lost its stream from `leader` and nobody listens there any more. A loss
+    /// that is just being noticed is waited for.
+    pub async fn is_gone(&self, leader: NodeId) -> bool {
+        let until = Instant::now() + Duration::from_millis(limits::FAILOVER_ASK_MS);
+        let Some(member) = self.peers.member(leader) else { return false };
+        loop {
+            if !self.peers.hears(leader) && self.is_refused(&member.peer_addr).await {
+                return true;
+            }
+            if leader == self.peers.node || Instant::now() >= until {
+                return false;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn is_refused(&self, addr: &str) -> bool {
+        let limit = Duration::from_millis(limits::FAILOVER_ASK_MS);
+        match timeout(limit, self.peers.env().net.connect(addr)).await {
+            Ok(Err(error)) => error.kind() == ErrorKind::ConnectionRefused,
+            Ok(Ok(_)) | Err(_) => false,
+        }
+    }
+
+    /// Whether a quorum, this node included, lost `leader`.
+    async fn ask(&self, voters: &[NodeId], leader: NodeId, term: u64, membership: &Membership) -> bool {
+        let mut agreeing = vec![self.peers.node];
+        let asked = voters.iter().filter(|voter| **voter != leader && **voter != self.peers.node);
+        let mut answers: FuturesUnordered<_> = asked.map(|voter| self.ask_one(*voter, leader, term)).collect();
+        loop {
+            if is_quorum(membership, &agreeing) {
+                return true;
+            }
+            match answers.next().await {
+                Some(Some(voter)) => agreeing.push(voter),
+                Some(None) => {}
+                None => return false,
+            }
+        }
+    }
+
+    async fn ask_one(&self, voter: NodeId, leader: NodeId, term: u64) -> Option<NodeId> {
+        let member = self.peers.member(voter)?;
+        let envelope = Some(self.peers.envelope(voter, member.incarnation));
+        let mut client = self.channels.client(voter, &member.peer_addr, Purpose::Raft);
+        let limit = Duration::from_millis(2 * limits::FAILOVER_ASK_MS);
+        let request = pb::LeaderGoneRequest { envelope, term, leader };
+        match timeout(limit, client.leader_gone(request)).await {
+            Ok(Ok(answer)) => answer.into_inner().gone.then_some(voter),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+}
+
+/// A majority of each configuration in force.
+fn is_quorum(membership: &Membership, nodes: &[NodeId]) -> bool {
+    membership
+        .get_joint_config()
+        .iter()
+        .all(|config| config.iter().filter(|voter| nodes.contains(voter)).count() > config.len() / 2)
+}

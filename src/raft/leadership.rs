@@ -1,0 +1,167 @@
+//! Taking and leaving office.
+//!
+//! Invariants: nobody is served before a linearizable barrier and this leader's `LeaderStarted` are
+//! applied: from then on the state has all that was ever confirmed. When leadership ends, waiting
+//! proposals are refused, those in flight are answered, the effect feed stops, and `Standing` says
+//! so, in this order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use openraft::async_runtime::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::metrics::RaftServerMetrics;
+use openraft::{ReadPolicy, ServerState};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+use super::Fatal;
+use super::clock::Stamper;
+use super::data_dir::DataDir;
+use super::handle::{Leader, ProposeError, Responder, Standing};
+use super::machine_adapter::State;
+use super::peer_server::Raft;
+use super::peers::Peers;
+use super::proposer::Proposer;
+use super::types::TypeConfig;
+use crate::machine::command::{Command, LeaderStarted, Op};
+use crate::types::limits;
+
+/// After an election Raft refuses a leader's first moves until a quorum has answered it.
+const TRY_AGAIN: Duration = Duration::from_millis(3);
+
+/// A leader looks this often whether a quorum still answers it.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The parts of office; see the module.
+#[derive(Clone)]
+pub struct Leadership {
+    pub raft: Raft,
+    pub peers: Arc<Peers>,
+    pub proposer: Arc<Proposer>,
+    pub state: Arc<State>,
+    pub stamper: Arc<Stamper>,
+    pub standing: watch::Sender<Standing>,
+    pub disk: Arc<DataDir>,
+    pub stopping: Arc<AtomicBool>,
+    pub fatal: mpsc::Sender<Fatal>,
+}
+
+impl Leadership {
+    /// The task: until Raft stops.
+    pub async fn run(self) {
+        let mut metrics = self.raft.server_metrics();
+        let mut office: Option<(u64, AbortHandle)> = None;
+        loop {
+            // Cloned at once: a held borrow blocks Raft's core.
+            let view = metrics.borrow_and_update().clone();
+            self.note_members(&view);
+            let won = self.won(&view);
+            if let Some((term, taking)) = &office
+                && won != Some(*term)
+            {
+                taking.abort();
+                self.leave(*term);
+                office = None;
+            }
+            self.note_leader(&view);
+            if let Some(term) = won
+                && office.is_none()
+            {
+                tracing::info!(term, "elected leader");
+                self.proposer.start(term);
+                let taking = tokio::spawn(self.clone().take(term)).abort_handle();
+                office = Some((term, taking));
+            }
+            tokio::select! {
+                biased;
+                changed = metrics.changed() => if changed.is_err() { break },
+                // A lost quorum changes no metric.
+                () = sleep(LOOK_EVERY), if view.state == ServerState::Leader => {}
+            }
+        }
+        if let Some((term, taking)) = office {
+            taking.abort();
+            self.leave(term);
+        }
+        self.proposer.stop();
+        if !self.stopping.load(Ordering::Relaxed) {
+            let running = self.raft.metrics().borrow_watched().running_state.clone();
+            let told = self.disk.log_error().or_else(|| running.err().map(|fatal| fatal.to_string()));
+            let why = told.unwrap_or_else(|| "without a reason".to_owned());
+            // A reason that is already there counts more.
+            let _ = self.fatal.try_send(Fatal::Raft(why));
+        }
+    }
+
+    /// The term in which this node leads and a quorum knows it. Raft itself lets a leader that lost
+    /// its quorum stay in office until it hears of another.
+    fn won(&self, view: &RaftServerMetrics<TypeConfig>) -> Option<u64> {
+        let leads = view.state == ServerState::Leader && view.current_leader == Some(self.peers.node);
+        (leads && !self.lost_quorum(view)).then_some(view.vote.leader_id.term)
+    }
+
+    fn lost_quorum(&self, view: &RaftServerMetrics<TypeConfig>) -> bool {
+        let acked = self.raft.metrics().borrow_watched().last_quorum_acked.map(|at| at.elapsed());
+        let most = Duration::from_millis(limits::QUORUM_LOST_MS);
+        view.membership_config.voter_ids().count() > 1 && acked.is_some_and(|elapsed| elapsed > most)
+    }
+
+    fn note_members(&self, view: &RaftServerMetrics<TypeConfig>) {
+        let membership = view.membership_config.membership();
+        let voters: Vec<_> = membership.voter_ids().collect();
+        self.peers.set_members(membership.nodes().map(|(node, member)| (*node, member, voters.contains(node))));
+    }
+
+    fn note_leader(&self, view: &RaftServerMetrics<TypeConfig>) {
+        let term = view.vote.leader_id.term;
+        let leader = view.current_leader.and_then(|node| {
+            let member = view.membership_config.membership().get_node(&node)?.clone();
+            Some(Leader { node, term, member })
+        });
+        let changed = self.standing.send_if_modified(|standing| {
+            let changed = standing.leader != leader;
+            if changed {
+                standing.leader.clone_from(&leader);
+            }
+            changed
+        });
+        if changed && leader.is_some() {
+            self.state.counters.elections.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// From elected to serving. Dropped when the term ends.
+    async fn take(self, term: u64) {
+        while self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_err() {
+            sleep(TRY_AGAIN).await;
+        }
+        self.stamper.start();
+        self.state.serve_feed(term);
+        loop {
+            let node = self.peers.node;
+            let started = Command { op: Some(Op::LeaderStarted(LeaderStarted { term, node })) };
+            let (answer, answered) = oneshot::channel();
+            self.proposer.send_first(&started, Responder::Oneshot(answer));
+            match answered.await {
+                Ok(Ok(_)) => break,
+                Ok(Err(ProposeError::ShuttingDown)) | Err(_) => return,
+                // Repeating it within a term changes nothing.
+                Ok(Err(error)) => tracing::debug!(term, %error, "proposing LeaderStarted again"),
+            }
+            sleep(TRY_AGAIN).await;
+        }
+        tracing::info!(term, "leading");
+        self.proposer.open(term);
+        self.standing.send_modify(|standing| standing.leading = Some(term));
+    }
+
+    fn leave(&self, term: u64) {
+        tracing::info!(term, "no longer leader");
+        self.proposer.close();
+        self.state.serve_feed(0);
+        self.standing.send_modify(|standing| standing.leading = None);
+    }
+}

@@ -1,0 +1,179 @@
+//! What a node does beside the hot path: snapshots by log bytes, purging behind them, the disk's
+//! room, alarms.
+//!
+//! Invariants: the log is purged only up to a durable snapshot, and keeps `LOG_KEEP_BYTES` behind
+//! it, so that a follower that was away briefly needs no snapshot.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::clock::Stamper;
+use super::data_dir::DataDir;
+use super::handle::{Alarm, Standing};
+use super::log_store::LogStore;
+use super::network::{Channels, Purpose};
+use super::peer_server::Raft;
+use super::peers::{Heard, PeerView, Peers};
+use super::proposer::Proposer;
+use crate::proto::internal as pb;
+use crate::storage::space::Room;
+use crate::types::{Wall, limits};
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// See the module.
+pub struct Maintenance {
+    pub raft: Raft,
+    pub log: LogStore,
+    pub peers: Arc<Peers>,
+    pub channels: Arc<Channels>,
+    pub proposer: Arc<Proposer>,
+    pub stamper: Arc<Stamper>,
+    pub disk: Arc<DataDir>,
+    pub standing: watch::Receiver<Standing>,
+    pub alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
+    pub snapshot_every_log_bytes: u64,
+}
+
+impl Maintenance {
+    /// The task: until Raft stops.
+    pub async fn run(self) {
+        let metrics = self.raft.metrics();
+        let mut asked = None;
+        let mut purged = None;
+        loop {
+            sleep(LOOK_EVERY).await;
+            let view = metrics.borrow_watched().clone();
+            if view.running_state.is_err() {
+                return;
+            }
+            let snapshot = view.snapshot.map(|id| id.index);
+            let applied = view.last_applied.map(|id| id.index);
+            // Once for each snapshot: a build takes as long as it takes.
+            let due = self.log.bytes_after(snapshot) >= self.snapshot_every_log_bytes && applied > snapshot;
+            if due && asked != Some(snapshot) {
+                asked = Some(snapshot);
+                if self.raft.trigger().snapshot().await.is_err() {
+                    return;
+                }
+            }
+            if let Some(snapshot) = snapshot
+                && purged != Some(snapshot)
+            {
+                purged = Some(snapshot);
+                let first = view.purged.map_or(0, |id| id.index);
+                if let Some(upto) = purge_upto(&self.log, first, snapshot)
+                    && self.raft.trigger().purge_log(upto).await.is_err()
+                {
+                    return;
+                }
+            }
+            self.look_at_peers().await;
+            self.look_at_disk().await;
+            self.look_at_clocks();
+        }
+    }
+
+    /// Followers speak to each other too: whoever leads next knows the others' clocks at once, and
+    /// the connections that an election needs are warm.
+    async fn look_at_peers(&self) {
+        let silent = self.peers.members().into_iter().filter(|peer| {
+            let lately = |heard: Heard| heard.at.elapsed() < LOOK_EVERY;
+            peer.node != self.peers.node && !peer.heard.is_some_and(lately)
+        });
+        let probes: FuturesUnordered<_> = silent.map(|peer| self.probe(peer)).collect();
+        probes.collect::<()>().await;
+    }
+
+    async fn probe(&self, peer: PeerView) {
+        let envelope = Some(self.peers.envelope(peer.node, peer.member.incarnation));
+        let request = pb::ProbeRequest { envelope, ..pb::ProbeRequest::default() };
+        let mut client = self.channels.client(peer.node, &peer.member.peer_addr, Purpose::Raft);
+        let Ok(Ok(answer)) = timeout(LOOK_EVERY, client.probe(request)).await else { return };
+        let answer = answer.into_inner();
+        if answer.incarnation == peer.member.incarnation {
+            self.peers.heard(peer.node, answer.health);
+        }
+    }
+
+    /// Submits need room on a quorum; a leader without any hands over.
+    async fn look_at_disk(&self) {
+        let room = self.disk.look();
+        self.peers.set_room(room);
+        let voters: Vec<_> = self.peers.members().into_iter().filter(|peer| peer.voter).collect();
+        let of = |peer: &PeerView| match peer.node == self.peers.node {
+            true => room,
+            false => peer.heard.map_or(Room::Ok, |heard| heard.room),
+        };
+        let roomy = voters.iter().filter(|peer| of(peer) == Room::Ok).count();
+        let leading = self.standing.borrow().leading.is_some();
+        let full = leading && roomy <= voters.len() / 2;
+        self.proposer.set_disk_full(full);
+        let tight = voters.iter().filter(|peer| of(peer) != Room::Ok).map(|peer| peer.node).collect::<Vec<_>>();
+        let message =
+            format!("the disk of {} is nearly full{}", nodes(&tight), if full { ": submits are refused" } else { "" });
+        self.alarm("DISK_FULL", (!tight.is_empty()).then_some(message));
+        if leading && room == Room::Full {
+            let better = voters.iter().find(|peer| peer.reachable && of(peer) != Room::Full);
+            if let Some(better) = better {
+                tracing::warn!(to = better.node, "the disk is full: handing leadership over");
+                let _ = self.raft.trigger().transfer_leader(better.node).await;
+            }
+        }
+    }
+
+    fn look_at_clocks(&self) {
+        let skewed = if self.standing.borrow().leading.is_some() { self.stamper.skewed() } else { Vec::new() };
+        let off: Vec<_> = skewed.iter().map(|(node, ms)| format!("node {node} by {ms} ms")).collect();
+        let message = format!("clocks differ from the quorum's: {}", off.join(", "));
+        self.alarm("CLOCK_SKEW", (!off.is_empty()).then_some(message));
+    }
+
+    /// Raises, keeps or clears an alarm.
+    fn alarm(&self, name: &'static str, message: Option<String>) {
+        let now: Wall = self.peers.env().clock.wall();
+        let mut alarms = self.alarms.lock();
+        match message {
+            Some(message) => {
+                let alarm = alarms.entry(name).or_insert_with(|| {
+                    tracing::warn!(alarm = name, %message, "alarm");
+                    Alarm { name, message: String::new(), since: now }
+                });
+                alarm.message = message;
+            }
+            None => {
+                if alarms.remove(name).is_some() {
+                    tracing::info!(alarm = name, "alarm over");
+                }
+            }
+        }
+    }
+}
+
+fn nodes(nodes: &[u64]) -> String {
+    let names: Vec<_> = nodes.iter().map(|node| format!("node {node}")).collect();
+    names.join(", ")
+}
+
+/// The last index whose purge leaves `LOG_KEEP_BYTES` of log before the snapshot.
+fn purge_upto(log: &LogStore, first: u64, snapshot: u64) -> Option<u64> {
+    let behind = log.bytes_after(Some(snapshot));
+    let kept = |upto: u64| log.bytes_after(Some(upto)).saturating_sub(behind);
+    if first >= snapshot || kept(first) <= limits::LOG_KEEP_BYTES {
+        return None;
+    }
+    let (mut purge, mut keep) = (first, snapshot);
+    while keep - purge > 1 {
+        let middle = purge + (keep - purge) / 2;
+        if kept(middle) >= limits::LOG_KEEP_BYTES { purge = middle } else { keep = middle }
+    }
+    (purge > first).then_some(purge)
+}

@@ -1,0 +1,347 @@
+//! What this node knows of itself and the others: identity, membership, health, who speaks to it.
+//!
+//! Invariants: the table never lags the log's membership by more than one metrics update; health
+//! is only what a peer said itself, with the moment it was heard. Locks are held for a look, never
+//! across an await.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::types::Member;
+use crate::env::Env;
+use crate::proto::internal as pb;
+use crate::storage::home::Home;
+use crate::storage::identity::ClusterId;
+use crate::storage::space::Room;
+use crate::types::{NodeId, Wall, limits};
+
+/// What a peer last said of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard {
+    pub wall: Wall,
+    pub room: Room,
+    pub machine_version: u32,
+    pub at: Instant,
+}
+
+#[derive(Default)]
+struct Peer {
+    member: Option<Member>,
+    voter: bool,
+    heard: Option<Heard>,
+    answered: Option<Instant>,
+    /// Append streams that come from it.
+    inbound: u32,
+}
+
+/// A peer and what is known of it.
+#[derive(Clone, Debug)]
+pub struct PeerView {
+    pub node: NodeId,
+    pub member: Member,
+    pub voter: bool,
+    pub heard: Option<Heard>,
+    pub reachable: bool,
+}
+
+/// See the module. Shared by the network, the peer service and the tasks.
+pub struct Peers {
+    pub node: NodeId,
+    pub own: Member,
+    env: Env,
+    /// Its identity takes the cluster's id.
+    home: Arc<Home>,
+    machine_version: u32,
+    room: AtomicU32,
+    cluster_id: Mutex<Bytes>,
+    table: Mutex<BTreeMap<NodeId, Peer>>,
+    /// An append stream broke off: failover looks why.
+    lost: Mutex<Option<NodeId>>,
+    pub(super) lost_notify: Notify,
+}
+
+impl Peers {
+    pub fn new(node: NodeId, own: Member, home: Arc<Home>, machine_version: u32, env: Env) -> Self {
+        let cluster_id = home.identity().cluster.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0));
+        Self {
+            node,
+            own,
+            env,
+            home,
+            machine_version,
+            room: AtomicU32::new(0),
+            cluster_id: Mutex::new(cluster_id),
+            table: Mutex::default(),
+            lost: Mutex::new(None),
+            lost_notify: Notify::new(),
+        }
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// Empty until the node belongs to a cluster.
+    pub fn cluster_id(&self) -> Bytes {
+        self.cluster_id.lock().clone()
+    }
+
+    /// Belongs to this cluster from now on; durable when it returns.
+    pub fn adopt_cluster(&self, cluster_id: &Bytes) -> io::Result<()> {
+        let mut own = self.cluster_id.lock();
+        if *own == *cluster_id {
+            return Ok(());
+        }
+        if !own.is_empty() {
+            return Err(io::Error::other("the node belongs to another cluster"));
+        }
+        let id = ClusterId::try_from(&cluster_id[..]).map_err(io::Error::other)?;
+        self.home.join(id).map_err(io::Error::other)?;
+        *own = cluster_id.clone();
+        Ok(())
+    }
+
+    pub fn set_room(&self, room: Room) {
+        self.room.store(room as u32, Ordering::Relaxed);
+    }
+
+    pub fn room(&self) -> Room {
+        Room::of(self.room.load(Ordering::Relaxed))
+    }
+
+    /// What this node tells of itself.
+    pub fn health(&self) -> pb::Health {
+        pb::Health {
+            wall_ms: self.env.clock.wall().0,
+            disk: self.room.load(Ordering::Relaxed),
+            machine_version: self.machine_version,
+        }
+    }
+
+    /// A peer told of itself.
+    pub fn heard(&self, node: NodeId, health: Option<pb::Health>) {
+        let now = Instant::now();
+        let mut table = self.table.lock();
+        let peer = table.entry(node).or_default();
+        peer.answered = Some(now);
+        if let Some(health) = health {
+            peer.heard = Some(Heard {
+                wall: Wall(health.wall_ms),
+                room: Room::of(health.disk),
+                machine_version: health.machine_version,
+                at: now,
+            });
+        }
+    }
+
+    /// The membership in force.
+    pub fn set_members<'a>(&self, members: impl Iterator<Item = (NodeId, &'a Member, bool)>) {
+        let mut table = self.table.lock();
+        for peer in table.values_mut() {
+            peer.member = None;
+            peer.voter = false;
+        }
+        for (node, member, voter) in members {
+            let peer = table.entry(node).or_default();
+            peer.member = Some(member.clone());
+            peer.voter = voter;
+        }
+        table.retain(|_, peer| peer.member.is_some() || peer.inbound > 0);
+    }
+
+    /// How the membership knows a node.
+    pub fn member(&self, node: NodeId) -> Option<Member> {
+        self.table.lock().get(&node).and_then(|peer| peer.member.clone())
+    }
+
+    /// Every member, this node included, by number.
+    pub fn members(&self) -> Vec<PeerView> {
+        let now = Instant::now();
+        let reachable = |node: NodeId, peer: &Peer| {
+            node == self.node
+                || peer.inbound > 0
+                || peer.answered.is_some_and(|at| now - at < Duration::from_millis(limits::PEER_REACHABLE_MS))
+        };
+        let table = self.table.lock();
+        let view = |(node, peer): (&NodeId, &Peer)| {
+            let member = peer.member.clone()?;
+            let reachable = reachable(*node, peer);
+            Some(PeerView { node: *node, member, voter: peer.voter, heard: peer.heard, reachable })
+        };
+        table.iter().filter_map(view).collect()
+    }
+
+    /// Whether an append stream from `node` is open.
+    pub fn hears(&self, node: NodeId) -> bool {
+        self.table.lock().get(&node).is_some_and(|peer| peer.inbound > 0)
+    }
+
+    /// Notes an append stream from `node` for as long as the guard lives.
+    pub fn inbound(self: &Arc<Self>, node: NodeId) -> Inbound {
+        self.table.lock().entry(node).or_default().inbound += 1;
+        Inbound { peers: Arc::clone(self), node, broken: false }
+    }
+
+    pub(super) fn take_lost(&self) -> Option<NodeId> {
+        self.lost.lock().take()
+    }
+
+    /// This node's side of a request to `to`.
+    pub fn envelope(&self, to: NodeId, incarnation: u64) -> pb::Envelope {
+        pb::Envelope {
+            cluster_id: self.cluster_id(),
+            from_node: self.node,
+            from_incarnation: self.own.incarnation,
+            to_node: to,
+            to_incarnation: incarnation,
+        }
+    }
+
+    /// Checks who is meant and who speaks; answers with the sender. A node that belongs to no
+    /// cluster yet adopts that of a sender who knows its incarnation.
+    pub fn check(&self, envelope: Option<pb::Envelope>) -> Result<NodeId, Status> {
+        let envelope = envelope.ok_or_else(|| Status::invalid_argument("no envelope"))?;
+        let me = self.node;
+        if envelope.to_node != me {
+            let meant = envelope.to_node;
+            return Err(Status::failed_precondition(format!(
+                "this is node {me}, not node {meant}: check the peer addresses in the configuration"
+            )));
+        }
+        if envelope.to_incarnation != self.own.incarnation {
+            return Err(Status::failed_precondition(format!(
+                "node {me} has the data directory of incarnation {:016x}, the cluster knows it as {:016x}: \
+                 remove the node from the cluster and let it join again as a learner",
+                self.own.incarnation, envelope.to_incarnation
+            )));
+        }
+        let known = self.member(envelope.from_node);
+        if let Some(known) = known
+            && known.incarnation != envelope.from_incarnation
+        {
+            return Err(Status::failed_precondition(rejoin(
+                envelope.from_node,
+                envelope.from_incarnation,
+                known.incarnation,
+            )));
+        }
+        let own = self.cluster_id();
+        if own.is_empty() && !envelope.cluster_id.is_empty() {
+            self.adopt_cluster(&envelope.cluster_id)
+                .map_err(|error| Status::unavailable(format!("cannot keep the cluster's id: {error}")))?;
+            tracing::info!(from = envelope.from_node, "joined the cluster");
+        } else if own != envelope.cluster_id {
+            return Err(Status::failed_precondition(format!(
+                "node {me} belongs to another cluster than node {}: check the peer addresses",
+                envelope.from_node
+            )));
+        }
+        Ok(envelope.from_node)
+    }
+}
+
+/// What a wiped node is told.
+pub(super) fn rejoin(node: NodeId, comes: u64, known: u64) -> String {
+    format!(
+        "node {node} comes with a new data directory (incarnation {comes:016x}), the cluster knows it as \
+         {known:016x}: what it had confirmed is gone, so it may not vote under its old number; \
+         remove it from the cluster and let it join again as a learner"
+    )
+}
+
+/// An open append stream from a peer.
+pub struct Inbound {
+    peers: Arc<Peers>,
+    node: NodeId,
+    broken: bool,
+}
+
+impl Inbound {
+    /// The stream broke off instead of ending.
+    pub fn broke(&mut self) {
+        self.broken = true;
+    }
+}
+
+impl Drop for Inbound {
+    fn drop(&mut self) {
+        if let Some(peer) = self.peers.table.lock().get_mut(&self.node) {
+            peer.inbound = peer.inbound.saturating_sub(1);
+        }
+        if self.broken {
+            *self.peers.lost.lock() = Some(self.node);
+            self.peers.lost_notify.notify_one();
+        }
+    }
+}
+
+/// A data directory in memory.
+#[cfg(test)]
+pub(super) fn home(node: NodeId, incarnation: u64) -> Arc<Home> {
+    use crate::storage::disk::SimDisk;
+    use crate::storage::wal::{Flusher, Options};
+    let options = Options { flusher: Flusher::Inline, ..Options::default() };
+    let dir = std::path::Path::new("/data");
+    Arc::new(Home::open(Arc::new(SimDisk::new()), dir, node, incarnation, options).expect("a new disk"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers() -> Arc<Peers> {
+        let own = Member { incarnation: 11, ..Member::default() };
+        Arc::new(Peers::new(1, own, home(1, 11), 1, Env::real()))
+    }
+
+    fn from_two() -> pb::Envelope {
+        pb::Envelope {
+            cluster_id: Bytes::from_static(&[3; 16]),
+            from_node: 2,
+            from_incarnation: 22,
+            to_node: 1,
+            to_incarnation: 11,
+        }
+    }
+
+    #[test]
+    fn a_request_for_somebody_else_is_refused() {
+        let peers = peers();
+        assert_eq!(peers.check(Some(from_two())).unwrap(), 2);
+        assert_eq!(peers.cluster_id(), [3; 16].as_slice());
+        let other_node = pb::Envelope { to_node: 3, ..from_two() };
+        let other_cluster = pb::Envelope { cluster_id: Bytes::from_static(&[4; 16]), ..from_two() };
+        let before_wipe = pb::Envelope { to_incarnation: 10, ..from_two() };
+        for bad in [other_node, other_cluster, before_wipe] {
+            assert_eq!(peers.check(Some(bad)).unwrap_err().code(), tonic::Code::FailedPrecondition);
+        }
+        let members = [(2, Member { incarnation: 22, ..Member::default() })];
+        peers.set_members(members.iter().map(|(node, member)| (*node, member, true)));
+        let wiped = pb::Envelope { from_incarnation: 23, ..from_two() };
+        assert!(peers.check(Some(wiped)).unwrap_err().message().contains("join again as a learner"));
+        assert_eq!(peers.check(Some(from_two())).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_broken_stream_is_told_a_finished_one_is_not() {
+        let peers = peers();
+        let stream = peers.inbound(2);
+        assert!(peers.hears(2));
+        drop(stream);
+        assert!(!peers.hears(2));
+        assert_eq!(peers.take_lost(), None);
+        let mut stream = peers.inbound(2);
+        stream.broke();
+        drop(stream);
+        assert_eq!(peers.take_lost(), Some(2));
+    }
+}

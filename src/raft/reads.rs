@@ -1,0 +1,66 @@
+//! Linearizable read points, shared by all who wait for one.
+//!
+//! Invariants: a barrier is answered by a round that began after it was asked for. A round asks a
+//! quorum (read index); leases are never trusted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::handle::{ProposeError, Standing};
+use super::peer_server::Raft;
+use crate::types::limits;
+
+type Answer = oneshot::Sender<Result<(), ProposeError>>;
+
+/// Hands barriers to the task that asks.
+#[derive(Clone)]
+pub struct Reads {
+    ask: mpsc::Sender<Answer>,
+    standing: watch::Receiver<Standing>,
+}
+
+impl Reads {
+    /// Starts the task; it ends with the last `Reads`.
+    pub fn spawn(raft: Raft, standing: watch::Receiver<Standing>) -> Arc<Self> {
+        let (ask, asked) = mpsc::channel(limits::MAX_BARRIERS_WAITING);
+        tokio::spawn(run(raft, asked, standing.clone()));
+        Arc::new(Self { ask, standing })
+    }
+
+    pub async fn barrier(&self, deadline: Duration) -> Result<(), ProposeError> {
+        not_leading(&self.standing)?;
+        let (answer, answered) = oneshot::channel();
+        let wait = async {
+            self.ask.send(answer).await.map_err(|_| ProposeError::ShuttingDown)?;
+            answered.await.unwrap_or(Err(ProposeError::ShuttingDown))
+        };
+        timeout(deadline, wait).await.unwrap_or(Err(ProposeError::Unknown { why: "no quorum answered in time" }))
+    }
+}
+
+fn not_leading(standing: &watch::Receiver<Standing>) -> Result<(), ProposeError> {
+    let standing = standing.borrow();
+    if standing.leading.is_some() {
+        return Ok(());
+    }
+    Err(ProposeError::NotLeader { leader: standing.leader.clone() })
+}
+
+async fn run(raft: Raft, mut asked: mpsc::Receiver<Answer>, standing: watch::Receiver<Standing>) {
+    let mut round = Vec::new();
+    while asked.recv_many(&mut round, limits::MAX_BARRIERS_WAITING).await > 0 {
+        let result = match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(_) => Ok(()),
+            // Leads no more, or cannot know: either way this node has no read point to give.
+            Err(_) => Err(not_leading(&standing).err().unwrap_or(ProposeError::NotLeader { leader: None })),
+        };
+        for answer in round.drain(..) {
+            // The caller may have given up.
+            let _ = answer.send(result.clone());
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Whole nodes in a simulated world: network, disk, clock and randomness come from a seed.
+//!
+//! A failure prints its seed; `WHARF_SEED=… cargo test --test sim` runs it again.
+
+mod raft;
+mod world;
