@@ -11,4 +11,6 @@ pub mod proto;
 pub mod raft;
 pub mod storage;
 pub mod telemetry;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod types;
