@@ -109,7 +109,7 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
         home: home(this.node),
         blocking: Blocking::Threads,
         skip_entry: None,
-            tuning: Default::default(),
+        tuning: Default::default(),
     })
     .await
     .expect("raft starts");
