@@ -31,7 +31,6 @@ use crate::proto::v1::worker_service_client::WorkerServiceClient;
 use crate::raft;
 use crate::raft::bootstrap::BootstrapNode;
 use crate::raft::handle::Feed;
-use crate::raft::handle::Feed;
 use crate::raft::snapshots::Blocking;
 use crate::raft::types::Member;
 use crate::storage::disk::SimDisk;
