@@ -357,6 +357,7 @@ impl Reader<'_> {
         let Some(place) = self.place().await else { return Ok(()) };
         self.token += 1;
         self.live.waiting.lock().insert(self.token, (settled, place));
+        self.live.stream.outbox.owe();
         let sink: Arc<dyn Sink> = self.live.clone();
         self.propose(op, Responder::Sink(sink, self.token)).await;
         Ok(())
@@ -442,9 +443,8 @@ impl Sink for Live {
             let refusal = Arc::new(refusal);
             settled.iter_mut().for_each(|settled| settled.result = Err(refusal.clone()));
         }
-        if !settled.is_empty() {
-            self.stream.outbox.push_settled(settled, Some(place));
-        }
+        self.stream.outbox.push_settled(settled, Some(place));
+        self.stream.outbox.pay();
     }
 }
 
