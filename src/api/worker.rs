@@ -46,15 +46,18 @@ impl WorkerService for Api {
     async fn work(&self, request: Request<Streaming<v1::WorkRequest>>) -> Result<Response<Self::WorkStream>, Status> {
         let call = Call::new(request.metadata(), self.mode);
         authorize(&call.identity, Action::Work)?;
-        match self.place(&call).await? {
-            Route::Here => {
+        let stream = match self.place(&call).await {
+            Ok(Route::Here) => {
                 // The answer begins before the Hello is read: some clients wait for that.
                 let (opened, opening) = oneshot::channel();
                 tokio::spawn(serve(self.core.clone(), request.into_inner(), opened));
-                Ok(Response::new(Box::pin(Writer::Opening(opening))))
+                let writer: Self::WorkStream = Box::pin(Writer::Opening(opening));
+                Ok(Response::new(writer))
             }
-            Route::There(channel) => self.hop_stream(channel, &call, request.into_inner(), WORK).await,
-        }
+            Ok(Route::There(channel)) => self.hop_stream(channel, &call, request.into_inner(), WORK).await,
+            Err(refusal) => Err(refusal.into()),
+        };
+        self.with_leader(stream)
     }
 }
 
@@ -354,6 +357,7 @@ impl Reader<'_> {
         let Some(place) = self.place().await else { return Ok(()) };
         self.token += 1;
         self.live.waiting.lock().insert(self.token, (settled, place));
+        self.live.stream.outbox.owe();
         let sink: Arc<dyn Sink> = self.live.clone();
         self.propose(op, Responder::Sink(sink, self.token)).await;
         Ok(())
@@ -439,9 +443,8 @@ impl Sink for Live {
             let refusal = Arc::new(refusal);
             settled.iter_mut().for_each(|settled| settled.result = Err(refusal.clone()));
         }
-        if !settled.is_empty() {
-            self.stream.outbox.push_settled(settled, Some(place));
-        }
+        self.stream.outbox.push_settled(settled, Some(place));
+        self.stream.outbox.pay();
     }
 }
 

@@ -100,7 +100,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<Exit> {
     if let Some(parent) = cli.die_with {
-        die_with(parent)?;
+        local::die_with(parent)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let exit = runtime.block_on(dispatch(cli.verb, &cli.target));
@@ -133,15 +133,6 @@ async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
             Ok(Exit::Ok)
         }
     }
-}
-
-/// The kernel ends this process with its parent, however that dies.
-fn die_with(parent: i32) -> anyhow::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    // It may have died before the line above.
-    let alive = rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent);
-    anyhow::ensure!(alive, "process {parent}, which started this one, is gone");
-    Ok(())
 }
 
 #[cfg(test)]

@@ -84,6 +84,8 @@ struct Inner {
     messages: VecDeque<Message>,
     /// With the permit that lets the reader take one request more once the answer has left.
     settled: VecDeque<(Vec<Settled>, Option<OwnedSemaphorePermit>)>,
+    /// Requests whose answers are still to come: a clean end waits for them.
+    owed: usize,
     end: Option<End>,
     writer: Option<Waker>,
     /// Since when the writer has taken nothing of what waits.
@@ -115,8 +117,22 @@ impl Outbox {
     /// Queues the answers of one request. Bounded by the reader's permits.
     pub fn push_settled(&self, answers: Vec<Settled>, permit: Option<OwnedSemaphorePermit>) {
         let mut inner = self.inner.lock();
-        if inner.end.is_none() {
+        if !answers.is_empty() && matches!(inner.end, None | Some(End::Clean)) {
             inner.settled.push_back((answers, permit));
+            inner.woken();
+        }
+    }
+
+    /// A request went to the machine; [`Self::pay`] follows once its answers were queued.
+    pub fn owe(&self) {
+        self.inner.lock().owed += 1;
+    }
+
+    /// The answers of a request that [`Self::owe`] announced were queued.
+    pub fn pay(&self) {
+        let mut inner = self.inner.lock();
+        inner.owed -= 1;
+        if inner.owed == 0 && inner.end.is_some() {
             inner.woken();
         }
     }
@@ -151,6 +167,8 @@ impl Outbox {
             inner.writer = Some(cx.waker().clone());
             inner.waiting_since = None;
             return match &inner.end {
+                // The answer to the last settlement may come after the session's end.
+                Some(End::Clean) if inner.owed > 0 => Poll::Pending,
                 Some(end) => Poll::Ready(Taken::End(end.clone())),
                 None => Poll::Pending,
             };
@@ -333,6 +351,18 @@ mod tests {
         assert!(matches!(take(&outbox), Some(Taken::Message(Message::Welcome { .. }))));
         assert!(matches!(take(&outbox), Some(Taken::Settled(both)) if both.len() == 2));
         assert_eq!(fences(take(&outbox)), [1]);
+        assert!(matches!(take(&outbox), Some(Taken::End(End::Clean))));
+    }
+
+    #[tokio::test]
+    async fn a_clean_end_waits_for_the_answers_that_are_owed() {
+        let outbox = Outbox::default();
+        outbox.owe();
+        outbox.end(End::Clean);
+        assert!(take(&outbox).is_none());
+        outbox.push_settled(vec![Settled { queue: "q".into(), id: "a".into(), fence: 1, result: Ok(()) }], None);
+        outbox.pay();
+        assert!(matches!(take(&outbox), Some(Taken::Settled(_))));
         assert!(matches!(take(&outbox), Some(Taken::End(End::Clean))));
     }
 }

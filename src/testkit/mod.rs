@@ -9,7 +9,6 @@
 pub mod checkers;
 pub mod cluster;
 pub mod history;
-pub mod process;
 pub mod proxy;
 pub mod wait;
 pub mod workload;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -79,6 +80,7 @@ pub struct Counters {
 /// A proxy in front of one address. Ends when dropped, and its connections with it.
 pub struct Proxy {
     addr: SocketAddr,
+    target: Arc<Mutex<String>>,
     faults: watch::Sender<Faults>,
     counters: Arc<Counters>,
     task: AbortHandle,
@@ -87,23 +89,25 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a free port of loopback, for `target`.
     pub async fn start(target: impl Into<String>) -> io::Result<Self> {
-        Self::listen("127.0.0.1:0", target).await
-    }
-
-    pub async fn listen(addr: &str, target: impl Into<String>) -> io::Result<Self> {
         #[allow(clippy::disallowed_methods, reason = "a proxy needs raw sockets: it resets and half-closes them")]
-        let listener = TcpListener::bind(addr).await?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
         let addr = listener.local_addr()?;
+        let target = Arc::new(Mutex::new(target.into()));
         let faults = watch::Sender::new(Faults::default());
         let counters = Arc::new(Counters::default());
-        let link = Link { target: target.into().into(), faults: faults.subscribe(), counters: counters.clone() };
+        let link = Link { target: target.clone(), faults: faults.subscribe(), counters: counters.clone() };
         let task = tokio::spawn(accept(listener, link)).abort_handle();
-        Ok(Self { addr, faults, counters, task })
+        Ok(Self { addr, target, faults, counters, task })
     }
 
     /// Where clients connect.
     pub fn addr(&self) -> String {
         self.addr.to_string()
+    }
+
+    /// New connections go there from now on.
+    pub fn set_target(&self, target: impl Into<String>) {
+        *self.target.lock() = target.into();
     }
 
     pub fn counters(&self) -> &Counters {
@@ -144,7 +148,7 @@ impl Drop for Proxy {
 
 #[derive(Clone)]
 struct Link {
-    target: Arc<str>,
+    target: Arc<Mutex<String>>,
     faults: watch::Receiver<Faults>,
     counters: Arc<Counters>,
 }
@@ -195,8 +199,9 @@ async fn connect(link: &Link) -> io::Result<TcpStream> {
         // An error: the proxy is being dropped.
         let _ = link.faults.clone().wait_for(Faults::is_whole).await;
     }
+    let target = link.target.lock().clone();
     #[allow(clippy::disallowed_methods, reason = "see the listener")]
-    TcpStream::connect(&*link.target).await
+    TcpStream::connect(target).await
 }
 
 /// Until both sides closed, or one broke.

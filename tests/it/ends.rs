@@ -71,7 +71,7 @@ async fn drained_process_finishes_what_it_works_on() {
     scene.wait_begun("leaver", 2).await;
     leaver.terminate().unwrap();
     let status = leaver.wait(SOON).await.unwrap();
-    assert!(status.success(), "{status}\n{}", leaver.log_tail(20));
+    assert!(status.success(), "{status}\n{}", leaver.log());
 
     let heir = scene.start(WorkerSpec { concurrency: 8, ..scene.worker("heir") });
     scene.wait_ended(QUEUE, SOON).await;

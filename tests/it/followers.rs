@@ -46,7 +46,7 @@ async fn wiped_follower_is_refused_under_its_old_number() {
     let wiped = scene.cluster.follower().await.unwrap();
     scene.cluster.wipe(wiped).await.unwrap();
     scene.cluster.spawn(wiped).unwrap();
-    let refused = || async { scene.cluster.log(wiped).contains("new data directory").then_some(()) };
+    let refused = || async { scene.cluster.log(wiped).unwrap().contains("new data directory").then_some(()) };
     wait::until("the refusal of the wiped node", SOON, refused).await.unwrap();
     let status = scene.cluster.status(wiped).await;
     assert!(status.as_ref().is_ok_and(|status| status.leader == 0) || status.is_err(), "it takes part: {status:?}");

@@ -11,13 +11,14 @@ mod ports;
 mod process;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-pub use self::process::Process;
+pub use self::process::{Process, die_with};
 use crate::client::{Client, NodeStatus};
 use crate::config::{self, Config};
 use crate::env::Env;
@@ -31,7 +32,7 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// What cluster to run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     pub nodes: u64,
     /// Where the nodes' directories go, to stay. None: a temporary directory.
@@ -43,12 +44,13 @@ pub struct Options {
     /// The nodes' log level.
     pub log_level: String,
     /// What else the nodes' configurations should have.
-    pub configure: fn(&mut Config),
+    pub configure: Arc<dyn Fn(&mut Config) + Send + Sync>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, dir: None, first_port: None, program: None, log_level: "info".into(), configure: |_| {} }
+        let configure = Arc::new(|_: &mut Config| {});
+        Self { nodes: 3, dir: None, first_port: None, program: None, log_level: "info".into(), configure }
     }
 }
 
@@ -193,6 +195,13 @@ impl Cluster {
     pub async fn kill(&mut self, id: NodeId) -> anyhow::Result<()> {
         let process = self.node_mut(id)?.process.take().with_context(|| format!("node {id} does not run"))?;
         Ok(process.kill().await?)
+    }
+
+    /// SIGKILL to all at once: as when the power fails.
+    pub async fn kill_all(&mut self) -> anyhow::Result<()> {
+        let running = self.nodes.iter_mut().filter_map(|node| node.process.take());
+        let killed = futures::future::join_all(running.map(Process::kill)).await;
+        Ok(killed.into_iter().collect::<std::io::Result<()>>()?)
     }
 
     /// SIGSTOP: the node answers nothing, and its connections stay open.

@@ -7,7 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
 
 use crate::config;
@@ -18,7 +18,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs `program`, appending all it writes to `log`.
+    /// Runs `program`, which is of this program's kind, appending all it writes to `log`.
     ///
     /// The kernel kills it when the calling thread ends: call from a thread that lives as long as
     /// the child should, such as a runtime's worker or the main thread.
@@ -27,24 +27,22 @@ impl Process {
         args: impl IntoIterator<Item = A>,
         log: &Path,
     ) -> anyhow::Result<Self> {
+        let parent = std::process::id().to_string();
+        let mut command = Command::new(program);
+        command.args(args).args(["--die-with", &parent]);
+        Self::start(command, log)
+    }
+
+    /// Runs any other command. It must see to it itself that it does not outlive its parent.
+    pub fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
         let log_file = OpenOptions::new().create(true).append(true).open(log);
         let log_file = log_file.with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = Command::new(program);
         for key in config::KEYS {
             command.env_remove(config::env_name(key));
         }
-        let child = command
-            .env_remove("WHARF_CONFIG")
-            .args(args)
-            .arg("--die-with")
-            .arg(std::process::id().to_string())
-            .stdin(Stdio::null())
-            .stdout(log_file.try_clone()?)
-            .stderr(log_file)
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot run {}", program.display()))?;
+        command.env_remove("WHARF_CONFIG").stdin(Stdio::null()).stdout(log_file.try_clone()?).stderr(log_file);
+        let child = command.process_group(0).kill_on_drop(true).spawn();
+        let child = child.with_context(|| format!("cannot run {}", command.as_std().get_program().display()))?;
         Ok(Self { child })
     }
 
@@ -84,6 +82,15 @@ impl Process {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32)).ok_or_else(gone)?;
         Ok(kill_process(pid, signal)?)
     }
+}
+
+/// The kernel ends this process with its parent, however that dies. For the child to call.
+pub fn die_with(parent: i32) -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have died before the line above.
+    let alive = getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent);
+    anyhow::ensure!(alive, "process {parent}, which started this one, is gone");
+    Ok(())
 }
 
 #[cfg(test)]

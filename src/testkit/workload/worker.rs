@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,14 +12,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::super::cluster::tail;
 use super::super::history::{Event, Fault, Key, Recorder, Settlement, Verdict};
-use super::super::process::Process;
+use crate::cli::local::{Process, die_with};
 use crate::client::worker::{self, Summary};
 use crate::client::{Client, Completion, Delivery, Error, Failure, Worker};
 use crate::env::Env;
 
-/// Names the specification of a worker to a process that shall be one.
+/// Gives the specification of a worker to a process that shall be one, and the number of its parent.
 const SPEC_VARIABLE: &str = "WHARF_TEST_WORKER";
+const PARENT_VARIABLE: &str = "WHARF_TEST_PARENT";
+/// Lines of its log that a worker which does not end is shown with.
+const TAIL_LINES: usize = 20;
 
 /// What a worker is to be. It travels to worker processes as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,8 +85,10 @@ impl WorkerSpec {
         let recorder = Recorder::open(&self.history, &self.name, &Env::real())?;
         let log = self.history.with_file_name(format!("{}.log", self.name));
         let spec = serde_json::to_string(&self).map_err(io::Error::other)?;
-        let process = Process::start(&self.name, &log, program, args, [(SPEC_VARIABLE, &*spec)])?;
-        Ok(WorkerProcess { process, recorder })
+        let mut command = Command::new(program);
+        command.args(args).env(SPEC_VARIABLE, spec).env(PARENT_VARIABLE, std::process::id().to_string());
+        let process = Process::start(command.into(), &log).map_err(io::Error::other)?;
+        Ok(WorkerProcess { process: Some(process), log, recorder })
     }
 
     async fn run(self, recorder: Recorder, drain: impl Future<Output = ()> + Send + 'static) -> Result<Summary, Error> {
@@ -214,30 +220,28 @@ impl Drop for WorkerTask {
 
 /// A worker in its own process. Killed when dropped.
 pub struct WorkerProcess {
-    process: Process,
+    process: Option<Process>,
+    log: PathBuf,
     recorder: Recorder,
 }
 
 impl WorkerProcess {
-    pub fn name(&self) -> &str {
-        self.process.name()
-    }
-
-    /// SIGKILL.
+    /// SIGKILL; returns once it is gone.
     pub async fn kill(&mut self) -> io::Result<()> {
+        let process = self.process.take().ok_or(io::ErrorKind::NotFound)?;
         self.fault(Fault::Killed);
-        self.process.kill().await
+        process.kill().await
     }
 
     /// SIGSTOP.
     pub fn freeze(&self) -> io::Result<()> {
         self.fault(Fault::Frozen);
-        self.process.freeze()
+        self.process()?.freeze()
     }
 
     /// SIGCONT.
     pub fn thaw(&self) -> io::Result<()> {
-        self.process.thaw()?;
+        self.process()?.thaw()?;
         self.fault(Fault::Healed);
         Ok(())
     }
@@ -245,21 +249,33 @@ impl WorkerProcess {
     /// SIGTERM: drains.
     pub fn terminate(&self) -> io::Result<()> {
         self.fault(Fault::Drained);
-        self.process.terminate()
+        self.process()?.terminate()
     }
 
     /// Waits for its end.
     pub async fn wait(&mut self, within: Duration) -> io::Result<ExitStatus> {
-        self.process.wait(within).await
+        let process = self.process.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let ended = process.ended(within).await;
+        ended.ok_or_else(|| {
+            let (name, tail) = (self.recorder.who(), tail(&self.log, TAIL_LINES));
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{name} still runs after {within:?}; its log ends with\n{tail}"),
+            )
+        })
     }
 
-    /// The last lines that it printed.
-    pub fn log_tail(&self, lines: usize) -> String {
-        self.process.log_tail(lines)
+    /// What it printed.
+    pub fn log(&self) -> String {
+        tail(&self.log, usize::MAX)
+    }
+
+    fn process(&self) -> io::Result<&Process> {
+        self.process.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn fault(&self, fault: Fault) {
-        self.recorder.fault(self.process.name(), fault);
+        self.recorder.fault(self.recorder.who(), fault);
     }
 }
 
@@ -279,6 +295,9 @@ pub fn run_if_worker_process() -> Option<ExitCode> {
 }
 
 fn run_worker_process(spec: &str) -> io::Result<Summary> {
+    if let Some(parent) = std::env::var(PARENT_VARIABLE).ok().and_then(|parent| parent.parse().ok()) {
+        die_with(parent).map_err(io::Error::other)?;
+    }
     let spec: WorkerSpec = serde_json::from_str(spec).map_err(io::Error::other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
