@@ -17,10 +17,14 @@ pub enum Error {
     Twice,
 }
 
+/// openraft tells each try to reach a dead peer, and its whole state at the start; what matters of it
+/// is told by `wharf::raft`. A level that names it brings it back: `info,openraft=info`.
+const QUIET: &str = "openraft=error";
+
 /// Sends the process's logs to standard error: those of `level` (`info`, or by module
 /// `info,wharf::raft=debug`), as JSON lines or as text. Once a process.
 pub fn init(level: &str, json: bool) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(level)?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{level}"))?;
     let stderr = std::io::stderr;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

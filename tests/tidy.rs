@@ -24,7 +24,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["types", "env", "machine", "storage", "raft", "dispatch", "api", "admin", "config", "telemetry", "proto"],
     ),
     ("cli", &["types", "env", "client", "node", "config", "telemetry", "storage", "proto"]),
-    ("testkit", &["types", "env", "client", "proto", "storage", "cli"]),
+    ("testkit", &["types", "env", "client", "config", "proto", "storage", "cli"]),
 ];
 
 /// Lines past which a file is surely two things.
@@ -130,7 +130,8 @@ fn modules_import_only_what_the_table_allows() {
     for source in sources("src") {
         let path = relative(&source.path);
         let module = path.trim_start_matches("src/").split(['/', '.']).next().unwrap_or_default().to_owned();
-        if module == "lib" || module == "main" {
+        let is_test = path.ends_with("/tests.rs") || path.contains("/tests/");
+        if module == "lib" || module == "main" || is_test {
             continue;
         }
         let Some(allowed) = table.get(module.as_str()) else {

@@ -20,7 +20,7 @@ use tonic_prost::ProstCodec;
 use super::authorize::{Action, authorize};
 use super::call::{Call, HOP};
 use super::status::{self, Refusal};
-use super::{Api, BoxStream, Core, call};
+use super::{Api, BoxStream, Core};
 use crate::raft::handle::{ProposeError, Standing};
 use crate::types::limits;
 
@@ -84,19 +84,7 @@ impl Api {
     pub(super) async fn unary<R: Rpc>(&self, request: Request<R>) -> Result<Response<R::Answer>, Status> {
         let call = Call::new(request.metadata(), self.mode);
         authorize(&call.identity, R::ACTION)?;
-        let result = self.route(&call, request.into_inner()).await;
-        let leader = self.leader_addr();
-        match result {
-            Ok(answer) => {
-                let mut response = Response::new(answer);
-                leader.map(|addr| response.metadata_mut().insert(call::LEADER, addr));
-                Ok(response)
-            }
-            Err(mut status) => {
-                leader.map(|addr| status.metadata_mut().insert(call::LEADER, addr));
-                Err(status)
-            }
-        }
+        self.with_leader(self.route(&call, request.into_inner()).await.map(Response::new))
     }
 
     async fn route<R: Rpc>(&self, call: &Call, request: R) -> Result<R::Answer, Status> {
@@ -199,10 +187,7 @@ impl Api {
             .streaming(onward(call, inbound), PathAndQuery::from_static(path), ProstCodec::<Q, A>::default())
             .await
             .map_err(stream_status)?;
-        let answers: BoxStream<A> = Box::pin(answers.into_inner().map(|item| item.map_err(stream_status)));
-        let mut response = Response::new(answers);
-        self.leader_addr().map(|addr| response.metadata_mut().insert(call::LEADER, addr));
-        Ok(response)
+        Ok(Response::new(Box::pin(answers.into_inner().map(|item| item.map_err(stream_status)))))
     }
 }
 

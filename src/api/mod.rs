@@ -27,10 +27,9 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
-use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic::{Response, Status};
 
 use crate::env::Env;
 use crate::machine::command::{Command, Op};
@@ -118,10 +117,21 @@ impl Api {
         health::not_serving(&self.core.health).await;
     }
 
-    fn leader_addr(&self) -> Option<MetadataValue<Ascii>> {
+    /// Says who leads, so that the client goes there itself next time.
+    fn with_leader<T>(&self, answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
         let standing = self.core.raft.standing();
-        let standing = standing.borrow();
-        standing.leader.as_ref().and_then(|leader| leader.member.client_addr.parse().ok())
+        let leader = standing.borrow().leader.as_ref().and_then(|leader| leader.member.client_addr.parse().ok());
+        let Some(leader) = leader else { return answer };
+        match answer {
+            Ok(mut response) => {
+                response.metadata_mut().insert(call::LEADER, leader);
+                Ok(response)
+            }
+            Err(mut status) => {
+                status.metadata_mut().insert(call::LEADER, leader);
+                Err(status)
+            }
+        }
     }
 }
 

@@ -33,10 +33,12 @@ impl PackageService for Api {
     ) -> Result<Response<Self::SubmitStreamStream>, Status> {
         let call = Call::new(request.metadata(), self.mode);
         authorize(&call.identity, Action::Submit)?;
-        match self.place(&call).await? {
-            Route::Here => submit::serve(self.core.clone(), request.into_inner()).await,
-            Route::There(channel) => self.hop_stream(channel, &call, request.into_inner(), SUBMIT_STREAM).await,
-        }
+        let stream = match self.place(&call).await {
+            Ok(Route::Here) => Ok(submit::serve(self.core.clone(), request.into_inner())),
+            Ok(Route::There(channel)) => self.hop_stream(channel, &call, request.into_inner(), SUBMIT_STREAM).await,
+            Err(refusal) => Err(refusal.into()),
+        };
+        self.with_leader(stream)
     }
 
     async fn get_package(

@@ -16,6 +16,9 @@ use crate::machine::Reject;
 use crate::raft::handle::{ProposeError, TransferError};
 use crate::types::limits;
 
+/// A change of leader is over in tens of milliseconds: whoever asks again should not be later.
+const FAILOVER_RETRY_MS: u64 = 20;
+
 /// `ErrorInfo.domain` of every refusal.
 pub const DOMAIN: &str = "wharf";
 
@@ -195,7 +198,7 @@ fn parts(refusal: &Refusal) -> Parts {
             "OUTCOME_UNKNOWN",
             "the connection to the leader broke while it had the call, which may or may not have been done. Repeat it with the same id",
         )
-        .retry_ms(100),
+        .retry_ms(FAILOVER_RETRY_MS),
         Refusal::Transfer(error) => of_transfer(error),
         Refusal::Denied { who, action } => Parts::new(
             Code::PermissionDenied,
@@ -387,7 +390,7 @@ fn of_propose(error: &ProposeError) -> Parts {
                     None => "nothing was done: no leader is known. Try again; if it stays so, see whether a majority of the nodes is up".to_owned(),
                 },
             )
-            .retry_ms(100);
+            .retry_ms(FAILOVER_RETRY_MS);
             match known {
                 Some(addr) => parts.meta("leader", addr),
                 None => parts,
@@ -398,7 +401,7 @@ fn of_propose(error: &ProposeError) -> Parts {
             "OUTCOME_UNKNOWN",
             format!("it may or may not have been done ({why}). Repeat it with the same id"),
         )
-        .retry_ms(100),
+        .retry_ms(FAILOVER_RETRY_MS),
         ProposeError::Overloaded => Parts::new(
             Code::ResourceExhausted,
             "OVERLOADED",
@@ -424,7 +427,7 @@ fn of_propose(error: &ProposeError) -> Parts {
             "SHUTTING_DOWN",
             "nothing was done: this node stops. Try again at another node",
         )
-        .retry_ms(100),
+        .retry_ms(FAILOVER_RETRY_MS),
     }
 }
 

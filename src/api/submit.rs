@@ -119,17 +119,17 @@ fn prepare(request: v1::SubmitStreamRequest, env: &Env) -> Prepared {
 type Answer = (v1::SubmitStreamResponse, Option<OwnedSemaphorePermit>);
 
 /// Serves a submit stream on the leader.
-pub async fn serve(
+pub fn serve(
     core: Arc<Core>,
     inbound: Streaming<v1::SubmitStreamRequest>,
-) -> Result<Response<BoxStream<v1::SubmitStreamResponse>>, Status> {
+) -> Response<BoxStream<v1::SubmitStreamResponse>> {
     const BOUND: usize = limits::MAX_SUBMITS_IN_FLIGHT_A_STREAM;
     // One more than answers can be under way: the last word.
     let (outbound, answers) = mpsc::channel::<Result<Answer, Status>>(BOUND + 1);
     let pending = Arc::new(Pending { outbound, waiting: Mutex::default() });
     tokio::spawn(read(core, inbound, pending));
     let answers = ReceiverStream::new(answers).map(|answer| answer.map(|(answer, _place)| answer));
-    Ok(Response::new(Box::pin(answers)))
+    Response::new(Box::pin(answers))
 }
 
 async fn read(core: Arc<Core>, mut inbound: Streaming<v1::SubmitStreamRequest>, pending: Arc<Pending>) {

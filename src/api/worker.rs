@@ -46,15 +46,18 @@ impl WorkerService for Api {
     async fn work(&self, request: Request<Streaming<v1::WorkRequest>>) -> Result<Response<Self::WorkStream>, Status> {
         let call = Call::new(request.metadata(), self.mode);
         authorize(&call.identity, Action::Work)?;
-        match self.place(&call).await? {
-            Route::Here => {
+        let stream = match self.place(&call).await {
+            Ok(Route::Here) => {
                 // The answer begins before the Hello is read: some clients wait for that.
                 let (opened, opening) = oneshot::channel();
                 tokio::spawn(serve(self.core.clone(), request.into_inner(), opened));
-                Ok(Response::new(Box::pin(Writer::Opening(opening))))
+                let writer: Self::WorkStream = Box::pin(Writer::Opening(opening));
+                Ok(Response::new(writer))
             }
-            Route::There(channel) => self.hop_stream(channel, &call, request.into_inner(), WORK).await,
-        }
+            Ok(Route::There(channel)) => self.hop_stream(channel, &call, request.into_inner(), WORK).await,
+            Err(refusal) => Err(refusal.into()),
+        };
+        self.with_leader(stream)
     }
 }
 

@@ -472,14 +472,15 @@ impl Index {
     /// Puts the session where its credit says, after anything about it changed.
     pub fn refresh(&mut self, state: &State, number: SessionNo, session: &Session) {
         let hold = self.held(number);
-        let leased = hold.leases.len() as u32;
+        // Withheld credit counts as used, or what was just taken back would return to the same hands.
+        let used = (hold.leases.len() as u32).saturating_add(session.withheld);
         let has_credit = is_attached(state, session)
             && !session.draining
             && !session.silent
-            && leased + session.withheld < session.max_in_flight
+            && used < session.max_in_flight
             && hold.bytes < session.max_in_flight_bytes;
         let place = has_credit.then(|| Place {
-            share: ((u64::from(leased) << 16) / u64::from(session.max_in_flight)) as u32,
+            share: ((u64::from(used) << 16) / u64::from(session.max_in_flight)) as u32,
             served: session.served,
             session: number,
         });

@@ -91,7 +91,8 @@ impl Machine {
         self.index.timers.insert((package.ticks, super::index::Timer::Lease(slot)));
     }
 
-    /// Moves a lease's end, within the queue's `max_run`.
+    /// Moves a lease's end, within the queue's `max_run`; never nearer, so that a worker's own
+    /// heartbeat does not undo what its handler asked for.
     pub(super) fn extend_lease(&mut self, slot: Slot, by_ms: Option<u64>) {
         let package = self.state.packages.at(slot);
         if !package.in_hand() {
@@ -104,6 +105,7 @@ impl Machine {
             end = end.min(begin.plus(settings.max_run_ms));
         }
         let before = package.ticks;
+        let end = end.max(before);
         self.index.timers.remove(&(before, super::index::Timer::Lease(slot)));
         self.index.timers.insert((end, super::index::Timer::Lease(slot)));
         let revision = self.state.bump();
@@ -153,7 +155,8 @@ impl Machine {
             } else if package.phase.is_finished() {
                 Err(Reject::AlreadyFinished { state: package.phase })
             } else {
-                Err(Reject::LeaseLost { current: package.fence })
+                let leased = package.phase == Phase::Leased;
+                Err(Reject::LeaseLost { current: if leased { package.fence } else { Fence(0) } })
             };
         }
         let Some(grave) = self.find_grave(number, id) else {

@@ -213,15 +213,24 @@ impl Machine {
         }
     }
 
-    /// A DEAD package goes back to work, as if new.
+    /// A DEAD package goes back to work, as if new. Who tries again means it: an `expire_time` that
+    /// has passed is dropped, or it would take the payload with it at once.
     pub(super) fn revive(&mut self, slot: Slot) {
+        let wall = self.state.wall;
         self.shift(slot, |package| {
             package.phase = Phase::Ready;
             package.attempts = 0;
             package.suspect = false;
             package.ticks = Ticks(0);
+            if let Some(rare) = &mut package.rare {
+                rare.worker = None;
+            }
+            let body = &package.body;
+            if body.expire.is_some_and(|expire| expire <= wall) {
+                let body = PackageBody { expire: None, ..body.with_payload(body.payload.clone()) };
+                package.body = Arc::new(body);
+            }
         });
-        self.expire_if_due(slot);
     }
 
     /// Takes a package away for good, leaving a tombstone if `mourned`.
@@ -287,7 +296,8 @@ impl Machine {
         emptied.dedup();
         for number in emptied {
             let Some(queue) = self.state.queues.get(number) else { continue };
-            if !queue.sealed || self.index.line(number).live() > 0 {
+            // A queue that is being deleted ends when it is gone.
+            if !queue.sealed || queue.deleting || self.index.line(number).live() > 0 {
                 continue;
             }
             let name = queue.name.clone();

@@ -126,6 +126,8 @@ impl Machine {
             }
         }
         self.match_packages();
+        // Last, for one command may end a queue and the next bring it work again.
+        self.announce_ends();
         let outcomes = outcomes.into_iter().flatten().collect();
         Ok(Applied { outcomes, effects: std::mem::take(&mut self.now.effects) })
     }
@@ -178,7 +180,6 @@ impl Machine {
                 Ok(Reply::Done)
             }
         };
-        self.announce_ends();
         Outcome { revision: self.state.revision, result }
     }
 }

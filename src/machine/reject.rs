@@ -26,7 +26,7 @@ pub enum Reject {
         queue: String,
         id: String,
     },
-    /// The fence is not the current one: the lease ended.
+    /// The fence is not the current one: the lease ended. `current` is 0 if nobody has one.
     LeaseLost {
         current: Fence,
     },

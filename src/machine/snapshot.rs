@@ -86,7 +86,8 @@ impl Frozen {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Recounts every invariant; empty if all hold.
+    /// Recounts the invariants of what is stored; empty if all hold. What is computed from it while a
+    /// node lives is checked by [`Machine::check`].
     pub fn check(&self) -> Vec<String> {
         Machine::of(self.state.clone()).check()
     }

@@ -116,7 +116,7 @@ impl Machine {
             Work::Purge { phases } => {
                 let meant = *phases & (1 << package.phase as u32) != 0;
                 if meant {
-                    self.purge_one(slot);
+                    self.end_and_remove(slot, true);
                 }
                 meant
             }
@@ -128,7 +128,7 @@ impl Machine {
                     self.make_ready(slot);
                     self.after_release(session);
                 }
-                self.remove(slot, false);
+                self.end_and_remove(slot, false);
                 true
             }
             Work::Redrive { to, left } => {
@@ -140,7 +140,7 @@ impl Machine {
     }
 
     /// What still waited ends as CANCELLED first, so that its outcome is told and kept.
-    fn purge_one(&mut self, slot: Slot) {
+    fn end_and_remove(&mut self, slot: Slot, mourned: bool) {
         let package = self.state.packages.at(slot);
         let create_revision = package.create_revision;
         if !package.phase.is_finished() {
@@ -148,7 +148,7 @@ impl Machine {
         }
         // A queue that keeps nothing has let it go already.
         if self.state.packages.get(slot).is_some_and(|package| package.create_revision == create_revision) {
-            self.remove(slot, true);
+            self.remove(slot, mourned);
         }
     }
 

@@ -1,8 +1,8 @@
 //! The composition root: builds a node from its configuration and runs it until it is told to stop.
 //!
 //! Order of start: bind, so that a taken port is told before the log is touched; recover; take part;
-//! serve. Order of stop: say "not ready", hand leadership over, let calls finish for a while,
-//! stop Raft, let go of the disk.
+//! serve. Order of stop: hand leadership over, say "not ready", let calls finish for a while, stop
+//! Raft, let go of the disk.
 //!
 //! Invariants: a node is ready (for whoever started it) once it recovered and listens, not when a
 //! leader exists, or a rolling start would wait for itself. Everything from outside comes through
@@ -18,7 +18,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
 
 use crate::api::{self, Api, Mode};
 use crate::config::{Config, Face};
@@ -151,8 +152,10 @@ impl Node {
         let api = Api::new(started.handle.clone(), to_dispatch, env);
         let most = config.limits.connections;
         let peer_routes = api.routes(Mode::Peer).add_service(started.peer);
-        listeners.push(("peer", serve("peer", peer, most, peer_routes, &closing)));
-        listeners.push(("client", serve("client", client, most, api.routes(Mode::Client), &closing)));
+        let mut peer_server = raft::peer_server::configure(Server::builder());
+        listeners.push(("peer", serve("peer", peer, most, peer_server.add_routes(peer_routes), &closing)));
+        let client_server = api::server().add_routes(api.routes(Mode::Client));
+        listeners.push(("client", serve("client", client, most, client_server, &closing)));
         let services = tokio::spawn({
             let leaving = leaving.clone();
             async move { api.run(leaving).await }
@@ -188,8 +191,9 @@ impl Node {
 
     /// Leaves as a good neighbour: hands leadership over, lets calls finish, flushes.
     pub async fn stop(self) {
+        // First, so that streams are sent to who leads next.
+        self.handle.hand_over().await;
         self.leaving.cancel();
-        self.handle.shutdown().await;
         self.closing.cancel();
         let deadline = tokio::time::Instant::now() + Duration::from_millis(limits::SHUTDOWN_CALLS_MS);
         for (name, task) in self.listeners {
@@ -204,6 +208,7 @@ impl Node {
         }
         self.services.abort();
         self.pump.abort();
+        self.handle.halt().await;
     }
 
     /// Stops as it is.
@@ -268,10 +273,9 @@ fn serve(
     name: &'static str,
     listener: Box<dyn Listener>,
     most: usize,
-    routes: Routes,
+    server: Router,
     closing: &CancellationToken,
 ) -> JoinHandle<()> {
-    let server = api::server().add_routes(routes);
     let connections = listen::incoming(listener, name, most);
     let closed = closing.clone().cancelled_owned();
     tokio::spawn(async move {

@@ -159,3 +159,24 @@ fn is_quorum(membership: &Membership, nodes: &[NodeId]) -> bool {
         .iter()
         .all(|config| config.iter().filter(|voter| nodes.contains(voter)).count() > config.len() / 2)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    #[test]
+    fn a_quorum_is_a_majority_of_each_configuration() {
+        let nodes: BTreeMap<NodeId, _> = (1..=5).map(|node| (node, Default::default())).collect();
+        let of = |configs: &[&[NodeId]]| {
+            let configs = configs.iter().map(|config| config.iter().copied().collect::<BTreeSet<_>>()).collect();
+            Membership::new(configs, nodes.clone()).expect("every voter is a member")
+        };
+        assert!(is_quorum(&of(&[&[1, 2, 3]]), &[2, 3]));
+        assert!(!is_quorum(&of(&[&[1, 2, 3]]), &[2]));
+        assert!(!is_quorum(&of(&[&[1, 2, 3]]), &[2, 4]), "learners do not count");
+        assert!(!is_quorum(&of(&[&[1, 2, 3], &[3, 4, 5]]), &[2, 3]));
+        assert!(is_quorum(&of(&[&[1, 2, 3], &[3, 4, 5]]), &[2, 3, 4]));
+    }
+}

@@ -296,13 +296,18 @@ impl Handle {
 
     /// Hands leadership over if this node has it, then stops Raft. Every proposal is answered.
     pub async fn shutdown(&self) {
+        self.hand_over().await;
+        self.halt().await;
+    }
+
+    /// Hands leadership over if this node has it and somebody can take it, within a bounded time.
+    pub async fn hand_over(&self) {
         let limit = Duration::from_millis(limits::SHUTDOWN_TRANSFER_MS);
         match self.transfer_leadership(None, limit).await {
             Ok(to) => tracing::info!(to, "handed leadership over"),
             Err(TransferError::NotLeader { .. } | TransferError::Alone) => {}
             Err(error) => tracing::warn!(%error, "stopping as leader"),
         }
-        self.halt().await;
     }
 
     /// Stops Raft as it is.

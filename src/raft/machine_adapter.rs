@@ -338,3 +338,69 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot: Snapshot::Kept(kept) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::machine::command::{Command, LeaderStarted};
+
+    fn state(skip: Option<SkipEntry>) -> (Arc<State>, mpsc::Receiver<Feed>) {
+        let (fatal, _) = mpsc::channel(1);
+        State::new(1, Arc::default(), Blocking::Inline, skip, fatal)
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_applied_halts_unless_an_operator_named_it() {
+        let (meta, bytes) = (Meta { index: 7, term: 1 }, Bytes::from_static(&[0xff]));
+        let crc = crc32c::crc32c(&bytes);
+        let apply = |skip| state(skip).0.apply(meta, &bytes).map(|reply| reply.0.len());
+        assert!(matches!(apply(None), Err(Broken::Invariant(_))));
+        assert_eq!(apply(Some(SkipEntry { index: 7, crc })), Ok(0));
+        assert!(apply(Some(SkipEntry { index: 7, crc: crc + 1 })).is_err(), "another entry is not skipped");
+        assert!(apply(Some(SkipEntry { index: 8, crc })).is_err());
+    }
+
+    fn started(term: u64, node: NodeId) -> Batch {
+        let op = Some(Op::LeaderStarted(LeaderStarted { term, node }));
+        Batch { commands: vec![Command { op }], ..Batch::default() }
+    }
+
+    #[test]
+    fn effects_flow_from_the_own_leaders_start_to_the_end_of_its_term() {
+        let (state, mut feed) = state(None);
+        let effects = || vec![Effect::Fingerprint];
+        let meta = |index, term| Meta { index, term };
+        state.feed(meta(1, 2), &started(2, 1), effects());
+        assert!(feed.try_recv().is_err(), "an old term, replayed");
+        state.serve_feed(3);
+        state.feed(meta(2, 3), &Batch::default(), effects());
+        state.feed(meta(3, 3), &started(3, 2), effects());
+        assert!(feed.try_recv().is_err(), "before its own start");
+        state.feed(meta(4, 3), &started(3, 1), effects());
+        state.feed(meta(5, 3), &Batch::default(), effects());
+        for expected in [4, 5] {
+            assert!(matches!(feed.try_recv(), Ok(Feed::Batch(batch)) if batch.index == expected));
+        }
+        state.feed(meta(6, 4), &Batch::default(), effects());
+        state.serve_feed(0);
+        state.feed(meta(7, 3), &Batch::default(), effects());
+        assert!(feed.try_recv().is_err(), "after its end");
+    }
+
+    #[test]
+    fn a_full_feed_loses_effects_and_says_so() {
+        let (state, mut feed) = state(None);
+        state.serve_feed(1);
+        let send = |index| state.feed(Meta { index, term: 1 }, &started(1, 1), vec![Effect::Fingerprint]);
+        let most = limits::MAX_EFFECT_BATCHES as u64;
+        (0..most + 10).for_each(send);
+        for expected in 0..most {
+            assert!(matches!(feed.try_recv(), Ok(Feed::Batch(batch)) if batch.index == expected));
+        }
+        send(most + 10);
+        assert!(matches!(feed.try_recv(), Ok(Feed::Gap)));
+        assert!(matches!(feed.try_recv(), Ok(Feed::Batch(batch)) if batch.index == most + 10));
+    }
+}

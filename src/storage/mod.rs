@@ -18,6 +18,9 @@ pub mod space;
 pub mod stats;
 pub mod wal;
 
+#[cfg(test)]
+mod fixtures;
+
 pub use error::Error;
 pub use home::Home;
 pub use identity::{ClusterId, Identity};

@@ -388,6 +388,17 @@ impl Runner {
                     }
                 }
             }
+            // Who paid: more attempts than a completion at the first lease explains.
+            "charged" => {
+                for word in args.rest() {
+                    let (queue, id) = self.split(&word);
+                    let Ok(view) = machine.package(&queue, &id) else { continue };
+                    let free = u32::from(view.state == wharf::types::State::Completed);
+                    if view.attempts > free {
+                        writeln!(out, "{queue}/{id} {} attempts, {}", view.attempts, view.state.as_str())?;
+                    }
+                }
+            }
             "queue" => {
                 let names = args.rest();
                 for name in if names.is_empty() { vec![self.queue.clone()] } else { names } {

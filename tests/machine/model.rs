@@ -106,6 +106,8 @@ pub struct Model {
     /// Leases that a returning worker never received: to be sent again in this batch.
     unreceived: BTreeSet<u64>,
     finished_now: BTreeSet<Key>,
+    /// Queues that had work again in this batch: whether they ended anew in it, is not followed.
+    revived_now: BTreeSet<String>,
     ended_now: BTreeSet<String>,
 }
 
@@ -126,6 +128,7 @@ impl Model {
         self.wall = self.wall.max(stamps.1);
         self.finished_now.clear();
         self.ended_now.clear();
+        self.revived_now.clear();
         self.forget_tombstones();
         for (at, (op, outcome)) in ops.iter().zip(&applied.outcomes).enumerate() {
             self.step(op, outcome, machine)
@@ -400,7 +403,9 @@ impl Model {
             return Vec::new();
         }
         if package.settled == Some((fence, how)) {
-            return vec!["ok"];
+            // A tombstone knows the outcome and the last fence, not how an earlier lease ended.
+            let plain = matches!((how, package.state), (How::Done, State::Completed) | (How::Failed, State::Dead));
+            return if package.gone.is_none() || plain { vec!["ok"] } else { vec!["ok", "AlreadyFinished"] };
         }
         // What was released may be remembered or not; said twice it is harmless.
         if how == How::Released {
@@ -468,7 +473,8 @@ impl Model {
             return refusal;
         }
         if self.packages[key].holder.as_deref() != Some(session) {
-            return vec!["LeaseLost"];
+            // A drained session is gone with the last lease that this very message gave back.
+            return vec!["LeaseLost", "SessionNotFound"];
         }
         self.unlease(key, Some(Cause::Released));
         self.package(key).settled = Some((fence, How::Released));
@@ -533,6 +539,7 @@ impl Model {
         package.state = State::Ready;
         // Who tries again means it: a time that has passed is dropped.
         package.expire = package.expire.filter(|at| *at > wall);
+        self.revived_now.insert(key.0.clone());
         "ok"
     }
 
@@ -867,8 +874,8 @@ impl Model {
         grants.sort();
         for (fence, session, key, attempt) in grants {
             let why = |text: &str| format!("{key:?} to {session} under {fence}: {text}");
-            if self.sessions[&session].leases.get(&fence) == Some(&key) {
-                ensure!(self.unreceived.remove(&fence), "{}", why("it is sent again without a reason"));
+            // Sent again after a Hello; another command of the batch may have settled it since.
+            if self.unreceived.remove(&fence) {
                 continue;
             }
             ensure!(fence > self.highest_fence, "{}", why("the fence does not grow"));
@@ -887,8 +894,7 @@ impl Model {
             self.sessions.get_mut(&session).expect("checked above").leases.insert(fence, key);
         }
         let held: BTreeSet<u64> = self.sessions.values().flat_map(|session| session.leases.keys().copied()).collect();
-        let missing: Vec<u64> = self.unreceived.iter().copied().filter(|fence| held.contains(fence)).collect();
-        self.unreceived.clear();
+        let missing: Vec<u64> = std::mem::take(&mut self.unreceived).into_iter().filter(|f| held.contains(f)).collect();
         ensure!(missing.is_empty(), "never received and not sent again: {missing:?}");
         Ok(())
     }
@@ -985,6 +991,7 @@ impl Model {
             }
         }
         ensure!(finished == self.finished_now, "finished: told {finished:?}, are {:?}", self.finished_now);
+        ended.retain(|name| self.ended_now.contains(name) || !self.revived_now.contains(name));
         ensure!(ended == self.ended_now, "ended: told {ended:?}, are {:?}", self.ended_now);
         Ok(())
     }

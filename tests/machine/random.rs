@@ -19,7 +19,7 @@ use crate::build;
 use crate::model::{Key, Model};
 use crate::stage::Stage;
 
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 12;
 const STEPS: usize = 400;
 /// Steps told when a run fails.
 const TOLD: usize = 12;

@@ -28,7 +28,8 @@ impl Item {
     /// Is it the next in a run that goes up (`step` 1) or down (-1)?
     fn follows(&self, before: &Item, step: i64) -> bool {
         let ((stem, number), (before_stem, before_number)) = (self.split(), before.split());
-        let ids = stem == before_stem && number.is_some() && number == before_number.and_then(|n| n.checked_add_signed(step));
+        let ids =
+            stem == before_stem && number.is_some() && number == before_number.and_then(|n| n.checked_add_signed(step));
         let fences = match (self.fence, before.fence) {
             (Some(fence), Some(before)) => before.checked_add_signed(step) == Some(fence),
             (None, None) => true,

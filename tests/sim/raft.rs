@@ -66,7 +66,7 @@ async fn node(node: u64, seed: u64, disk: SimDisk, seen: Seen) -> turmoil::Resul
         home,
         blocking: Blocking::Inline,
         skip_entry: None,
-            tuning: Default::default(),
+        tuning: Default::default(),
     })
     .await?;
     let incoming = futures::stream::unfold(listener, |mut listener| async move {

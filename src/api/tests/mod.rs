@@ -30,6 +30,8 @@ use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_client::WorkerServiceClient;
 use crate::raft;
 use crate::raft::bootstrap::BootstrapNode;
+use crate::raft::handle::Feed;
+use crate::raft::handle::Feed;
 use crate::raft::snapshots::Blocking;
 use crate::raft::types::Member;
 use crate::storage::disk::SimDisk;
@@ -108,7 +110,7 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
         home: home(this.node),
         blocking: Blocking::Threads,
         skip_entry: None,
-            tuning: Default::default(),
+        tuning: Default::default(),
     })
     .await
     .expect("raft starts");

@@ -28,6 +28,8 @@ pub struct Fed {
     /// Ids whose outcome is unknown: they may be there or not.
     pub unknown: Vec<String>,
     pub longest_gap: Duration,
+    /// When the longest gap ended. None: nothing was confirmed.
+    pub longest_gap_end: Option<Instant>,
 }
 
 impl Feed {
@@ -53,7 +55,7 @@ async fn feed(
     let submitter = client.submitter().timeout(Duration::from_secs(20)).build();
     let started = Instant::now();
     let mut fed = Fed::default();
-    let mut gaps = Gaps { last: started, longest: Duration::ZERO };
+    let mut gaps = Gaps { last: started, longest: Duration::ZERO, longest_end: None };
     let mut open = FuturesUnordered::new();
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -83,6 +85,7 @@ async fn feed(
     }
     submitter.close().await;
     fed.longest_gap = gaps.longest;
+    fed.longest_gap_end = gaps.longest_end;
     Ok(fed)
 }
 
@@ -109,11 +112,16 @@ fn package(number: u64) -> NewPackage {
 struct Gaps {
     last: Instant,
     longest: Duration,
+    longest_end: Option<Instant>,
 }
 
 impl Gaps {
     fn confirmed(&mut self, sent: Instant, now: Instant) {
-        self.longest = self.longest.max(now.duration_since(self.last.max(sent)));
+        let gap = now.duration_since(self.last.max(sent));
+        if gap >= self.longest {
+            self.longest = gap;
+            self.longest_end = Some(now);
+        }
         self.last = now;
     }
 }
@@ -126,7 +134,7 @@ mod tests {
     fn an_idle_pause_is_no_gap() {
         let at = Instant::now();
         let ms = |ms| at + Duration::from_millis(ms);
-        let mut gaps = Gaps { last: at, longest: Duration::ZERO };
+        let mut gaps = Gaps { last: at, longest: Duration::ZERO, longest_end: None };
         gaps.confirmed(ms(0), ms(5));
         // Nothing was under way for 100 ms; then one took 2 ms.
         gaps.confirmed(ms(105), ms(107));
@@ -134,6 +142,6 @@ mod tests {
         // Two waited from 110 on; the first confirm came at 150.
         gaps.confirmed(ms(110), ms(150));
         gaps.confirmed(ms(110), ms(151));
-        assert_eq!(gaps.longest, Duration::from_millis(40));
+        assert_eq!((gaps.longest, gaps.longest_end), (Duration::from_millis(40), Some(ms(150))));
     }
 }

@@ -86,6 +86,13 @@ pub struct Lease {
     pub holder_killed: bool,
 }
 
+impl Lease {
+    /// The work was begun and not ended.
+    pub fn in_hand(&self) -> bool {
+        self.started && !self.executed && !self.lost
+    }
+}
+
 impl Ledger {
     /// Reads a worker's file.
     pub fn read(&mut self, path: &Path, fate: Fate) -> anyhow::Result<()> {

@@ -114,6 +114,10 @@ impl Demo {
         let mut plot = Plot { cluster, crew: &mut crew, progress, packages: self.packages, say: &say };
         let ((), fed) = tokio::try_join!(plot.play(), feed.end())?;
 
+        if let Some(end) = fed.longest_gap_end {
+            let (at, gap) = ((end - fed.longest_gap).duration_since(started), fed.longest_gap.as_millis());
+            say.tell(format_args!("the longest pause in confirming began at {:.1}s: {gap} ms", at.as_secs_f64()));
+        }
         say.tell(format_args!("all is submitted; the queue is sealed and worked to its end"));
         client.seal_queue(QUEUE, None).await?;
         client.wait_queue(QUEUE, FINISH_WITHIN).await.context("the work did not end")?;

@@ -1,5 +1,6 @@
 //! The deaths of the demo, and the workers that they happen to.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ const KILL_LEADER_AT: f64 = 0.70;
 /// Twice the lease, and short of the time after which a silent worker is cut off: it wakes with its
 /// stream intact.
 const FROZEN_FOR: Duration = Duration::from_secs(4);
+/// How often, and after what pause, a worker is frozen until it has a package in hand.
+const FREEZE_TRIES: usize = 50;
+const FREEZE_AGAIN: Duration = Duration::from_millis(20);
 const LEADER_DOWN_FOR: Duration = Duration::from_secs(2);
 const LEADER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -40,7 +44,7 @@ impl Plot<'_> {
 
         self.confirmed(FREEZE_WORKER_AT).await;
         let frozen = self.crew.worker(1)?;
-        frozen.process()?.freeze()?;
+        frozen.freeze_at_work().await?;
         self.say.tell(format_args!("worker {}: frozen for {} s, past its lease", frozen.name, FROZEN_FOR.as_secs()));
         sleep(FROZEN_FOR).await;
         frozen.process()?.thaw()?;
@@ -136,6 +140,22 @@ impl Crew {
 }
 
 impl Worker {
+    /// SIGSTOP in the middle of a package: a worker that has nothing in hand goes on for a moment.
+    async fn freeze_at_work(&self) -> anyhow::Result<()> {
+        for _ in 0..FREEZE_TRIES {
+            self.process()?.freeze()?;
+            let mut ledger = Ledger::default();
+            // It may be frozen in the middle of a line, as if it had been killed.
+            ledger.read(&self.file, Fate::Killed)?;
+            if ledger.packages.values().flat_map(BTreeMap::values).any(|lease| lease.in_hand()) {
+                return Ok(());
+            }
+            self.process()?.thaw()?;
+            sleep(FREEZE_AGAIN).await;
+        }
+        anyhow::bail!("worker {} never had a package in hand", self.name)
+    }
+
     pub fn process(&self) -> anyhow::Result<&Process> {
         self.process.as_ref().with_context(|| format!("worker {} does not run", self.name))
     }

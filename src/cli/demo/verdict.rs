@@ -14,7 +14,7 @@ use super::ledger::{Lease, Ledger};
 use crate::client::{Client, State};
 
 /// Look-ups under way at once.
-const LOOK_UPS: usize = 64;
+const LOOK_UPS: usize = 256;
 /// Packages named in a complaint.
 const NAMED: usize = 5;
 

@@ -52,6 +52,10 @@ impl Machine {
             let problem = format!("at most {}, is {}", limits::MAX_IN_FLIGHT_CEILING, op.max_in_flight);
             return Err(bad("max_in_flight", problem));
         }
+        if let Some(kind) = op.kinds.iter().find(|kind| kind.len() > limits::MAX_WORD_BYTES) {
+            return Err(bad("kinds", format!("at most {} bytes each, one has {}", limits::MAX_WORD_BYTES, kind.len())));
+        }
+        super::submit::check_labels(&op.labels).map_err(|problem| bad("labels", problem))?;
         let lanes = op.queues.len().saturating_mul(op.kinds.len().max(1));
         if lanes > limits::MAX_LANES_A_CLASS {
             let problem = format!("queues times kinds are at most {}, here {lanes}", limits::MAX_LANES_A_CLASS);

@@ -1,5 +1,6 @@
 //! `Submit`: new packages, repeats, and every reason to refuse one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::machine::command::{NewPackage, Submit, Submitted};
@@ -195,15 +196,20 @@ fn check_fields(place: usize, new: &NewPackage) -> Result<()> {
     if new.max_attempts == Some(0) {
         return bad("max_attempts", "must be at least 1".to_owned());
     }
-    if new.labels.len() > limits::MAX_LABELS {
-        return bad("labels", format!("at most {}, there are {}", limits::MAX_LABELS, new.labels.len()));
+    check_labels(&new.labels).or_else(|problem| bad("labels", problem))
+}
+
+/// Labels of a package or a worker; the error is the problem.
+pub(super) fn check_labels(labels: &BTreeMap<String, String>) -> std::result::Result<(), String> {
+    if labels.len() > limits::MAX_LABELS {
+        return Err(format!("at most {}, there are {}", limits::MAX_LABELS, labels.len()));
     }
-    for (key, value) in &new.labels {
+    for (key, value) in labels {
         if key.is_empty() || key.len() > limits::MAX_LABEL_KEY_BYTES {
-            return bad("labels", format!("a key must have 1 to {} bytes", limits::MAX_LABEL_KEY_BYTES));
+            return Err(format!("a key must have 1 to {} bytes", limits::MAX_LABEL_KEY_BYTES));
         }
         if value.len() > limits::MAX_LABEL_VALUE_BYTES {
-            return bad("labels", format!("a value has at most {} bytes", limits::MAX_LABEL_VALUE_BYTES));
+            return Err(format!("a value has at most {} bytes", limits::MAX_LABEL_VALUE_BYTES));
         }
     }
     Ok(())
