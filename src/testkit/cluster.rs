@@ -26,6 +26,8 @@ const STATUS_WITHIN: Duration = Duration::from_millis(500);
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// Every node reached a fingerprinted index within this.
 const FINGERPRINT_WITHIN: Duration = Duration::from_secs(15);
+/// What nodes log: enough to tell what they went through.
+const LOG_LEVEL: &str = "info,openraft=warn";
 /// Lines of each log that a failing test prints.
 const TAIL_LINES: usize = 25;
 
@@ -98,6 +100,7 @@ impl Cluster {
         let nodes = local::Options {
             nodes: options.nodes,
             program: Some(options.binary),
+            log_level: LOG_LEVEL.into(),
             configure: Arc::new(configure),
             ..local::Options::default()
         };
