@@ -12,6 +12,9 @@ use super::{Machine, Reject, Result, sweep};
 use crate::proto::internal::ClusterSettings;
 use crate::types::{Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
 
+/// So many idle sessions of a class are counted when prefetch is shared out anew.
+const MOST_IDLE: usize = 64;
+
 impl Machine {
     /// A package, or what its tombstone tells.
     pub fn package(&self, queue: &str, id: &str) -> Result<PackageView> {
@@ -212,10 +215,14 @@ impl Machine {
             let package = self.state.packages.at(*slot);
             let line = self.index.line(package.queue);
             let classes = line.classes.iter().map(|class| &self.index.classes[*class as usize]);
-            let mut takers = classes.filter(|class| class.takes(&package.body.kind));
-            let idle = takers.any(|class| class.credit.first().is_some_and(|place| place.share == 0));
-            if idle {
-                found.push((session.id.clone(), session.epoch, prefetched.div_ceil(2) as u32));
+            let takers = classes.filter(|class| class.takes(&package.body.kind));
+            let idle: usize = takers
+                .map(|class| class.credit.iter().take_while(|place| place.share == 0).take(MOST_IDLE).count())
+                .sum();
+            if idle > 0 {
+                // An equal part for each of them and for who has it now.
+                let count = (prefetched * idle).div_ceil(idle + 1);
+                found.push((session.id.clone(), session.epoch, count as u32));
             }
         }
         found

@@ -104,9 +104,9 @@ pub const MAX_EFFECT_BATCHES: usize = 4096;
 /// The worker stream is silent for so long: cut off.
 pub const WORKER_SILENCE_MS: u64 = 5_000;
 /// Silence and lag of worker streams are looked at so often.
-pub const LIVENESS_EVERY_MS: u64 = 250;
+pub const LIVENESS_EVERY_MS: u64 = 100;
 /// Prefetch that others could work on is looked for so often.
-pub const RECALL_EVERY_MS: u64 = 250;
+pub const RECALL_EVERY_MS: u64 = 100;
 /// A recall that brought nothing for so long becomes a reclaim.
 pub const RECALL_ANSWER_MS: u64 = 1_000;
 /// HTTP/2 pings on an idle connection of a client or peer, and how long their answer may take.
