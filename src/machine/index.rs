@@ -557,6 +557,27 @@ impl Index {
     }
 }
 
+/// The running counts: what a recount must give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    bytes: u64,
+    tombstones: u64,
+    leases: u64,
+    /// By queue: scheduled, ready, leased, dead, finished, bytes, sessions.
+    queues: BTreeMap<QueueName, [u64; 7]>,
+}
+
+impl Index {
+    pub fn counts(&self) -> Counts {
+        let of = |line: &Line| {
+            let (dead, finished) = (line.dead.len() as u64, line.finished.len() as u64);
+            [line.scheduled, line.ready, line.leased, dead, finished, line.bytes, line.sessions]
+        };
+        let queues = self.queue_by_name.iter().map(|(name, number)| (name.clone(), of(self.line(*number)))).collect();
+        Counts { bytes: self.bytes, tombstones: self.tombstones, leases: self.leases, queues }
+    }
+}
+
 /// It has a live stream, as far as the state knows: not broken, and no new leader since its Hello.
 pub fn is_attached(state: &State, session: &Session) -> bool {
     session.detached.is_none() && session.attached >= state.leader_index

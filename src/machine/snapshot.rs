@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 
+use super::index::Counts;
 use super::settings::{Cluster, Settings};
 use super::state::{Package, Queue, Rare, Session, Settlement, State, Sweep, Tombstone, Work};
 use super::tables::slab::{NONE, Slab, Slot};
@@ -31,12 +32,19 @@ const MAX_RECORD_BYTES: usize = 64 << 20;
 /// A frozen state: an owner's view that apply no longer changes.
 pub struct Frozen {
     state: State,
+    /// The live counts at that moment, if they are to be compared with a recount.
+    counts: Option<Counts>,
 }
 
 impl Machine {
     /// The whole state, frozen in microseconds; writing it out takes as long as it takes.
     pub fn freeze(&self) -> Frozen {
-        Frozen { state: self.state.clone() }
+        Frozen { state: self.state.clone(), counts: None }
+    }
+
+    /// The same, with the live counts of every queue, for [`Frozen::check`].
+    pub fn freeze_with_counts(&self) -> Frozen {
+        Frozen { state: self.state.clone(), counts: Some(self.index.counts()) }
     }
 
     /// Builds the state from what [`Frozen::write`] wrote.
@@ -86,10 +94,16 @@ impl Frozen {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Recounts the invariants of what is stored; empty if all hold. What is computed from it while a
-    /// node lives is checked by [`Machine::check`].
+    /// Recounts the invariants of what is stored, and compares the live counts with the recount;
+    /// empty if all hold. The orders that a living node keeps are checked by [`Machine::check`].
     pub fn check(&self) -> Vec<String> {
-        Machine::of(self.state.clone()).check()
+        let fresh = Machine::of(self.state.clone());
+        let mut wrong = fresh.check();
+        let recount = fresh.index.counts();
+        if let Some(counts) = self.counts.as_ref().filter(|counts| **counts != recount) {
+            wrong.push(format!("the node counts {counts:?}, a recount gives {recount:?}"));
+        }
+        wrong
     }
 }
 

@@ -138,7 +138,7 @@ impl State {
     }
 
     fn take_fingerprint(self: &Arc<Self>, index: u64) {
-        let frozen = self.machine.read().freeze();
+        let frozen = self.machine.read().freeze_with_counts();
         let state = Arc::clone(self);
         let work = move || FingerprintResult { index, hash: frozen.hash(), violations: frozen.check() };
         tokio::spawn(async move {
