@@ -246,3 +246,23 @@ fn every_command_has_its_script() {
         .collect();
     report(missing);
 }
+
+#[test]
+fn every_config_key_is_in_the_example() {
+    let source = fs::read_to_string(root().join("src/config.rs")).expect("the configuration is there");
+    let list = source.split("pub const KEYS: &[&str] = &[").nth(1).and_then(|rest| rest.split("];").next());
+    let keys: Vec<_> = list.expect("the list of keys").split('"').skip(1).step_by(2).collect();
+    assert!(keys.len() > 10, "the list of keys was not understood");
+    let example = fs::read_to_string(root().join("deploy/wharf.toml")).expect("the example is there");
+    let mut section = String::new();
+    let mut shown = Vec::new();
+    for line in example.lines().map(|line| line.trim_start_matches("# ")) {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = format!("{name}.");
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            shown.push(format!("{section}{key}"));
+        }
+    }
+    let missing = keys.into_iter().filter(|key| !shown.iter().any(|known| known == key));
+    report(missing.map(|key| format!("deploy/wharf.toml does not explain `{key}`")).collect());
+}
