@@ -36,7 +36,6 @@ pub const KEYS: &[&str] = &[
     "advertise.client",
     "advertise.peer",
     "advertise.admin",
-    "cluster.name",
     "cluster.nodes",
     "raft.heartbeat",
     "raft.election_min",
@@ -92,11 +91,9 @@ pub struct Advertise {
 }
 
 /// Which nodes form the cluster, the first time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cluster {
-    /// For people: shown in status and logs. Nodes of different names never form one cluster.
-    pub name: String,
     /// `"1=host:7412"`: node and peer address, the same list on every node. Empty: this node alone.
     #[serde(deserialize_with = "list_or_commas")]
     pub nodes: Vec<String>,
@@ -184,12 +181,6 @@ impl Default for Config {
 impl Default for Listen {
     fn default() -> Self {
         Self { client: "127.0.0.1:7411".into(), peer: "127.0.0.1:7412".into(), admin: "127.0.0.1:7413".into() }
-    }
-}
-
-impl Default for Cluster {
-    fn default() -> Self {
-        Self { name: "wharf".into(), nodes: Vec::new() }
     }
 }
 
@@ -422,9 +413,6 @@ impl Config {
         }
         if !nodes.is_empty() && !nodes.contains(&self.node) {
             check.fail("cluster.nodes", format!("this node, {}, is not listed; add it or correct `node`", self.node));
-        }
-        if self.cluster.name.is_empty() || self.cluster.name.len() > limits::MAX_WORD_BYTES {
-            check.fail("cluster.name", format!("must have 1 to {} bytes", limits::MAX_WORD_BYTES));
         }
     }
 
