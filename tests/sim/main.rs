@@ -2,5 +2,6 @@
 //!
 //! A failure prints its seed; `WHARF_SEED=… cargo test --test sim` runs it again.
 
+mod node;
 mod raft;
 mod world;
