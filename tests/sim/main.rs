@@ -2,6 +2,7 @@
 //!
 //! A failure prints its seed; `WHARF_SEED=… cargo test --test sim` runs it again.
 
+mod entropy;
 mod node;
 mod raft;
 mod world;

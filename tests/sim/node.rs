@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use wharf::client::{Client, QueueSettings};
 use wharf::config::{Cluster, Config, Limits, Listen};
 use wharf::node::{Node, Surroundings};
@@ -130,11 +132,12 @@ struct World {
 }
 
 /// What a run leaves behind.
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Left {
     history: String,
     states: Vec<String>,
-    files: BTreeMap<(u64, String), Vec<u8>>,
+    /// By node and path, with the hash of what is in them.
+    files: BTreeMap<String, String>,
 }
 
 impl World {
@@ -231,7 +234,8 @@ impl World {
         let mut files = BTreeMap::new();
         for (node, disk) in &self.disks {
             for path in log_files(disk) {
-                files.insert((*node, path.display().to_string()), disk.content(&path));
+                let hash = blake3::hash(&disk.content(&path)).to_string();
+                files.insert(format!("{}:{}", host(*node), path.display()), hash);
             }
         }
         Left { history: std::fs::read_to_string(&self.history).expect("a history"), states, files }
@@ -267,15 +271,39 @@ fn leader_crashes(seed: u64) -> Left {
     world.finish()
 }
 
+/// Names the file in which a process that is one run of the test below leaves what it saw.
+const LEAVE_VARIABLE: &str = "WHARF_SIM_LEAVE";
+const TEST: &str = "node::a_leader_crashes_under_load_and_the_same_seed_gives_the_same_bytes";
+
+/// Runs it in a process of its own; see `entropy`.
+fn leader_crashes_elsewhere(seed: u64, dir: &Path, name: &str) -> (Child, PathBuf) {
+    let left = dir.join(name);
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    command.args([TEST, "--exact", "--nocapture"]).env(LEAVE_VARIABLE, &left).env("WHARF_SEED", seed.to_string());
+    (command.spawn().expect("a process"), left)
+}
+
+fn left_by((mut process, left): (Child, PathBuf)) -> Left {
+    assert!(process.wait().expect("a process that ends").success(), "a run failed, see above");
+    serde_json::from_slice(&std::fs::read(left).expect("what a run left")).expect("what a run wrote")
+}
+
 #[test]
 fn a_leader_crashes_under_load_and_the_same_seed_gives_the_same_bytes() {
     let seed = seed();
-    let (first, second) = (leader_crashes(seed), leader_crashes(seed));
+    if let Some(path) = std::env::var_os(LEAVE_VARIABLE) {
+        let left = serde_json::to_vec(&leader_crashes(seed)).expect("names are strings");
+        return std::fs::write(path, left).expect("room for what was left");
+    }
+    let dir = tempfile::tempdir().expect("a directory for what the runs leave");
+    let runs = [(seed, "first"), (seed, "second"), (seed + 1, "other")];
+    let runs = runs.map(|(seed, name)| leader_crashes_elsewhere(seed, dir.path(), name));
+    let [first, second, other] = runs.map(left_by);
     let differs = first.history.lines().zip(second.history.lines()).find(|(a, b)| a != b);
     assert_eq!(differs, None, "{}: the runs part here", again(seed));
     assert_eq!(first.states, second.states, "{}", again(seed));
     assert!(first == second, "{}: the same seed gave other bytes", again(seed));
-    let other = leader_crashes(seed + 1);
     assert!(first.history != other.history && first.files != other.files, "{}: it decides nothing", again(seed));
 }
 
@@ -301,11 +329,7 @@ fn last_flush(disk: &SimDisk) -> (PathBuf, usize) {
 
 /// What a restart would find in the log: its last index.
 fn last_index(disk: &SimDisk, node: u64) -> u64 {
-    let options = WalOptions {
-        flusher: Flusher::Inline,
-        segment_bytes: LOG_SEGMENT.as_u64(),
-        ..WalOptions::default()
-    };
+    let options = WalOptions { flusher: Flusher::Inline, segment_bytes: LOG_SEGMENT.as_u64(), ..WalOptions::default() };
     let home = Home::open(Arc::new(disk.fork()), Path::new(DIR), node, 0, options).expect("a log that opens");
     home.log.ends().last.map_or(0, |last| last.index)
 }
@@ -338,9 +362,8 @@ fn rot_in_the_very_last_flush_of_one_node_is_covered_by_the_others() {
         let committed = world.committed();
         hurt = (1..=NODES).find(|node| {
             let others = || (1..=NODES).filter(|other| other != node);
-            rot(&left(node), *node).is_some_and(|lost| {
-                lost <= committed && others().all(|other| last_index(&left(&other), other) >= lost)
-            })
+            rot(&left(node), *node)
+                .is_some_and(|lost| lost <= committed && others().all(|other| last_index(&left(&other), other) >= lost))
         });
     }
     let hurt = hurt.expect("the loop found one");
