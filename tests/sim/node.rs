@@ -244,7 +244,7 @@ impl World {
 
 /// How to run a failure again.
 fn again(seed: u64) -> String {
-    format!("seed {seed}; again: WHARF_SEED={seed} cargo test --release --test sim node::")
+    format!("seed {seed}; again: WHARF_SEED={seed} cargo test --release --test sim node")
 }
 
 fn log_files(disk: &SimDisk) -> Vec<PathBuf> {
