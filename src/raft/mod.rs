@@ -255,7 +255,9 @@ fn config(tuning: Tuning) -> openraft::Config {
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
-        allow_log_reversion: Some(false),
+        // A wiped node is another node (see `bootstrap`), so what falls back is a follower whose disk
+        // damaged its very last flush: to it that was a torn write. It gets those entries again.
+        allow_log_reversion: Some(true),
         enable_leader_restore: Some(false),
         ..openraft::Config::default()
     }

@@ -1,6 +1,8 @@
 //! Whole nodes in a simulated world: network, disk, clock and randomness come from a seed.
 //!
-//! A failure prints its seed; `WHARF_SEED=… cargo test --test sim` runs it again.
+//! A failure prints its seed; `WHARF_SEED=… cargo test --release --test sim` runs it again.
 
+mod entropy;
+mod node;
 mod raft;
 mod world;

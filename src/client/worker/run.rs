@@ -485,6 +485,8 @@ async fn work_on(
         tokio::time::sleep(grace).await;
     };
     tokio::select! {
+        // In this order, so that a simulation repeats: what is finished counts.
+        biased;
         result = AssertUnwindSafe(work).catch_unwind() => result.unwrap_or_else(|panic| Err(panicked(&*panic))),
         () = too_late => Err(Failure::release()),
     }

@@ -146,6 +146,8 @@ impl Run {
                 break;
             }
             tokio::select! {
+                // In this order, so that a simulation repeats. The pace comes first: time bounds it.
+                biased;
                 _ = pace.tick(), if !ended && on_the_way.len() < ON_THE_WAY => {
                     let package = self.next_package();
                     on_the_way.push(self.send(package));

@@ -75,7 +75,7 @@ impl WorkerSpec {
         let recorder = Recorder::open(&self.history, &self.name, &Env::real())?;
         let drain = Arc::new(Notify::new());
         let asked = drain.clone();
-        let task = tokio::spawn(self.run(recorder.clone(), async move { asked.notified().await }));
+        let task = tokio::spawn(self.run(Env::real(), recorder.clone(), async move { asked.notified().await }));
         Ok(WorkerTask { recorder, drain, task })
     }
 
@@ -91,8 +91,14 @@ impl WorkerSpec {
         Ok(WorkerProcess { process: Some(process), log, recorder })
     }
 
-    async fn run(self, recorder: Recorder, drain: impl Future<Output = ()> + Send + 'static) -> Result<Summary, Error> {
-        let client = Client::builder(&self.addrs).follow_leader(self.follow_leader).build()?;
+    /// Works in these surroundings until its queues have ended or it is drained.
+    pub async fn run(
+        self,
+        env: Env,
+        recorder: Recorder,
+        drain: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Summary, Error> {
+        let client = Client::builder(&self.addrs).env(env).follow_leader(self.follow_leader).build()?;
         let builder = client
             .worker(self.queues.clone())
             .name(&self.name)
@@ -306,6 +312,6 @@ fn run_worker_process(spec: &str) -> io::Result<Summary> {
         let drain = async move {
             terminated.recv().await;
         };
-        spec.run(recorder, drain).await.map_err(io::Error::other)
+        spec.run(Env::real(), recorder, drain).await.map_err(io::Error::other)
     })
 }
