@@ -289,6 +289,7 @@ impl Machine {
         for (slot, mark) in slots.into_iter().zip(marks) {
             // Nothing is promoted meanwhile: its time must not begin.
             let package = self.state.packages.at(slot);
+            self.index.candidates.insert(package.queue);
             self.index.let_go(package);
             if died && guilty == Some(slot) {
                 self.charge(

@@ -175,7 +175,7 @@ impl Package {
 }
 
 /// What a package costs besides what it carries. Fixed.
-const OVERHEAD_BYTES: usize = 256;
+pub const OVERHEAD_BYTES: usize = 256;
 
 /// What is left of a package once it is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ impl Machine {
     pub(super) fn on_purge(&mut self, op: &Purge) -> Result<Reply> {
         let queue = self.queue_no(&op.queue)?;
         let phases = phases(&op.states)?;
-        Ok(self.begin_sweep(queue, Work::Purge { phases }))
+        self.begin_sweep(queue, Work::Purge { phases })
     }
 
     pub(super) fn on_redrive(&mut self, op: &Redrive) -> Result<Reply> {
@@ -32,7 +32,7 @@ impl Machine {
             }
         };
         let left = if op.max == 0 { u64::MAX } else { op.max };
-        Ok(self.begin_sweep(queue, Work::Redrive { to, left }))
+        self.begin_sweep(queue, Work::Redrive { to, left })
     }
 
     pub(super) fn on_delete_queue(&mut self, op: &DeleteQueue) -> Result<Reply> {
@@ -48,29 +48,31 @@ impl Machine {
         if line.counted() > 0 && !op.force {
             return Err(Reject::QueueNotEmpty { queue: op.name.clone(), packages: line.counted() });
         }
-        if self.state.sweeps.values().any(|sweep| sweep.queue == number) {
-            return Err(Reject::SweepUnderWay { queue: op.name.clone() });
-        }
-        self.state.queues.at_mut(number).deleting = true;
-        Ok(self.begin_sweep(number, Work::Delete))
+        self.begin_sweep(number, Work::Delete)
     }
 
-    fn begin_sweep(&mut self, queue: QueueNo, work: Work) -> Reply {
+    /// One at a time in a queue.
+    fn begin_sweep(&mut self, queue: QueueNo, work: Work) -> Result<Reply> {
+        if self.state.sweeps.values().any(|sweep| sweep.queue == queue) {
+            return Err(Reject::SweepUnderWay { queue: self.state.queues.at(queue).name.to_string() });
+        }
+        self.state.queues.at_mut(queue).deleting = work == Work::Delete;
         let sweep = self.state.next_sweep;
         self.state.next_sweep += 1;
         let begin = self.state.revision;
         let end = self.state.packages.slots();
         self.state.sweeps.insert(sweep, Sweep { work, queue, begin, cursor: 0, end, changed: 0 });
-        self.step(sweep);
-        Reply::Sweep(sweep)
+        if self.state.sweeps.len() == 1 {
+            self.step(sweep);
+        }
+        Ok(Reply::Sweep(sweep))
     }
 
     pub(super) fn on_advance(&mut self) -> Result<Reply> {
-        let sweeps: Vec<u64> = self.state.sweeps.keys().copied().collect();
-        for sweep in sweeps {
-            if self.now.changes >= limits::MAX_CHANGES_A_COMMAND {
-                break;
-            }
+        // Sessions that are gone hold packages that others could work: they go first.
+        self.close_stale();
+        // The oldest goes first, to its end; so each step looks at a bounded number of slots.
+        if let Some(sweep) = self.state.sweeps.keys().next().copied() {
             self.step(sweep);
         }
         let overfull: Vec<QueueNo> = self.index.overfull.iter().copied().collect();
@@ -80,7 +82,6 @@ impl Machine {
             }
             self.trim(queue);
         }
-        self.close_stale();
         Ok(Reply::Done)
     }
 
@@ -125,10 +126,11 @@ impl Machine {
                     let lease = self.lease_ref(slot);
                     let session = self.unhold(slot);
                     self.revoke(session, vec![lease], "the queue was deleted");
-                    self.make_ready(slot);
+                    self.end_and_remove(slot, false);
                     self.after_release(session);
+                } else {
+                    self.end_and_remove(slot, false);
                 }
-                self.end_and_remove(slot, false);
                 true
             }
             Work::Redrive { to, left } => {

@@ -214,13 +214,8 @@ impl Recorder {
     /// Appends to the file at `path` in the name of `who`.
     pub fn open(path: &Path, who: &str, env: &Env) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self {
-            who: who.into(),
-            file: Arc::new(Mutex::new(file)),
-            path: path.into(),
-            started: Instant::now(),
-            started_us: env.clock.wall().0 * 1000,
-        })
+        let (started, started_us) = set_watch(env);
+        Ok(Self { who: who.into(), file: Arc::new(Mutex::new(file)), path: path.into(), started, started_us })
     }
 
     /// The same file in another name.
@@ -254,6 +249,16 @@ impl Recorder {
     pub fn fault(&self, target: &str, fault: Fault) {
         self.record(Event::Fault { target: target.to_owned(), fault });
     }
+}
+
+/// The calendar counts milliseconds; processes that record together must agree to microseconds, or one
+/// sees a delivery before its submit. So the watch is set at the moment in which a millisecond ends.
+/// (A simulation's calendar stands still meanwhile, and one process records there.)
+fn set_watch(env: &Env) -> (Instant, u64) {
+    const MOST_LOOKS: usize = 100_000;
+    let before = env.clock.wall();
+    let after = (0..MOST_LOOKS).map(|_| env.clock.wall()).find(|now| *now != before).unwrap_or(before);
+    (Instant::now(), after.0 * 1000)
 }
 
 /// Why a history cannot be read.

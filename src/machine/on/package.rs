@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::machine::command::{Cancel, Retry};
 use crate::machine::life::cut;
 use crate::machine::state::Slot;
-use crate::machine::view::FailureView;
+use crate::machine::view::{FailureView, PackageView};
 use crate::machine::{Machine, Reject, Reply, Result};
 use crate::types::{Cause, Revision, State as Phase, limits};
 
@@ -14,6 +14,7 @@ impl Machine {
         let slot = self.package_slot(&op.queue, &op.id)?;
         self.check_revision(slot, op.if_revision)?;
         let package = self.state.packages.at(slot);
+        let before = self.package_view(slot);
         match package.phase {
             Phase::Cancelled => {}
             phase if phase.is_finished() => return Err(Reject::AlreadyFinished { state: phase }),
@@ -30,7 +31,7 @@ impl Machine {
                 self.finish(slot, Phase::Cancelled);
             }
         }
-        Ok(self.reply_package(slot, &op.queue, &op.id))
+        Ok(self.reply_package(slot, before))
     }
 
     fn note_reason(&mut self, slot: Slot, reason: &str) {
@@ -54,20 +55,20 @@ impl Machine {
         if package.phase != Phase::Dead || package.moved() {
             return Err(Reject::NotDead { state: package.phase });
         }
+        let before = self.package_view(slot);
         self.revive(slot);
-        Ok(self.reply_package(slot, &op.queue, &op.id))
+        Ok(self.reply_package(slot, before))
     }
 
-    fn reply_package(&self, slot: Slot, queue: &str, id: &str) -> Reply {
-        let still_there = self.state.packages.get(slot).is_some_and(|package| &*package.body.id == id);
-        match still_there {
-            true => Reply::Package(Arc::new(self.package_view(slot))),
-            // The queue keeps no finished packages: its tombstone tells.
-            false => match self.package(queue, id) {
-                Ok(view) => Reply::Package(Arc::new(view)),
-                Err(_) => Reply::Done,
-            },
-        }
+    /// The package as it stands now; `before` tells of it if its queue keeps nothing that is finished.
+    fn reply_package(&self, slot: Slot, before: PackageView) -> Reply {
+        let still_there =
+            self.state.packages.get(slot).is_some_and(|package| package.create_revision == before.create_revision);
+        let view = match still_there {
+            true => self.package_view(slot),
+            false => PackageView { state: Phase::Cancelled, session: None, lease_expire: None, due: None, ..before },
+        };
+        Reply::Package(Arc::new(view))
     }
 
     fn package_slot(&self, queue: &str, id: &str) -> Result<Slot> {

@@ -25,15 +25,19 @@ impl Machine {
             }
             return Ok(self.reply_queue(number));
         }
-        self.check_queue_count()?;
+        self.check_queue_count(0)?;
         self.check_dead_letter(&name, &settings)?;
         let number = self.make_queue(name, settings);
         Ok(self.reply_queue(number))
     }
 
-    pub(in crate::machine) fn check_queue_count(&self) -> Result<()> {
+    pub(in crate::machine) fn check_queue_count(&self, planned: u64) -> Result<()> {
         let limit = u64::from(self.state.cluster.max_queues);
-        if u64::from(self.state.queues.len()) >= limit { Err(Reject::TooManyQueues { limit }) } else { Ok(()) }
+        if u64::from(self.state.queues.len()) + planned >= limit {
+            Err(Reject::TooManyQueues { limit })
+        } else {
+            Ok(())
+        }
     }
 
     pub(in crate::machine) fn make_queue(&mut self, name: QueueName, settings: Settings) -> QueueNo {

@@ -1,27 +1,37 @@
 //! `Submit`: new packages, repeats, and every reason to refuse one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::machine::command::{NewPackage, Submit, Submitted};
 use crate::machine::life::body_of;
 use crate::machine::settings::Settings;
-use crate::machine::state::{NONE, QueueNo};
+use crate::machine::state::{OVERHEAD_BYTES, QueueNo};
 use crate::machine::{Machine, Reject, Reply, Result};
 use crate::types::{QueueName, limits};
 
-/// What an atomic submit has taken so far, though not yet applied.
+/// What an atomic submit would take so far.
 #[derive(Default)]
 struct Planned<'a> {
-    packages: Vec<(QueueName, &'a NewPackage)>,
+    queues: BTreeMap<QueueName, PlannedQueue<'a>>,
+    /// Queues that would be made on the way.
+    new_queues: u64,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct PlannedQueue<'a> {
+    /// With their content.
+    ids: BTreeMap<&'a str, u64>,
+    /// Those that the queue does not know yet.
+    new_kinds: BTreeSet<&'a str>,
     bytes: u64,
 }
 
 /// The answer of a check.
 enum Verdict {
-    Take(QueueNo),
-    /// The queue is made on the way.
-    TakeInNew(QueueName),
+    /// In a queue that may have to be made.
+    Take(QueueName),
     Duplicate,
 }
 
@@ -37,87 +47,109 @@ impl Machine {
                 ),
             });
         }
-        let none = Planned::default();
+        let each = op.packages.iter().enumerate();
         if !op.atomic {
-            let each = op.packages.iter().enumerate();
-            return Ok(Reply::Submitted(each.map(|(place, new)| self.submit_one(place, new, &none)).collect()));
+            return Ok(Reply::Submitted(each.map(|(place, new)| self.submit_one(place, new)).collect()));
         }
+        // All are checked against the state and each other; then nothing can refuse one of them.
         let mut planned = Planned::default();
-        for (place, new) in op.packages.iter().enumerate() {
+        let mut verdicts = Vec::with_capacity(op.packages.len());
+        for (place, new) in each {
             match self.check_new(place, new, &planned) {
-                Ok((Verdict::Duplicate, _)) => {}
-                Ok((_, name)) => {
-                    planned.bytes += new.payload.len() as u64;
-                    planned.packages.push((name, new));
+                Ok(verdict) => {
+                    if let Verdict::Take(name) = &verdict {
+                        self.plan(name, new, &mut planned);
+                    }
+                    verdicts.push(verdict);
                 }
                 Err(cause) => return Err(Reject::AtomicRefused { index: place as u32, cause: Box::new(cause) }),
             }
         }
-        let each = op.packages.iter().enumerate();
-        Ok(Reply::Submitted(each.map(|(place, new)| self.submit_one(place, new, &none)).collect()))
+        if !self.make_room(planned.bytes) {
+            let cause = Box::new(Reject::MemoryBudget { limit_bytes: self.state.cluster.memory_budget_bytes });
+            return Err(Reject::AtomicRefused { index: 0, cause });
+        }
+        let taken = op.packages.iter().zip(verdicts).map(|(new, verdict)| Ok(self.obey(new, verdict)));
+        Ok(Reply::Submitted(taken.collect()))
     }
 
-    fn submit_one(&mut self, place: usize, new: &NewPackage, planned: &Planned<'_>) -> Result<Submitted> {
-        let (verdict, name) = self.check_new(place, new, planned)?;
-        let queue = match verdict {
-            Verdict::Duplicate => return Ok(Submitted { duplicate: true }),
-            Verdict::Take(queue) => queue,
-            Verdict::TakeInNew(name) => self.make_queue(name, Settings::default()),
-        };
-        if !self.make_room(new.payload.len() as u64) {
+    fn submit_one(&mut self, place: usize, new: &NewPackage) -> Result<Submitted> {
+        let verdict = self.check_new(place, new, &Planned::default())?;
+        if matches!(verdict, Verdict::Take(_)) && !self.make_room(cost(new)) {
             return Err(Reject::MemoryBudget { limit_bytes: self.state.cluster.memory_budget_bytes });
         }
+        Ok(self.obey(new, verdict))
+    }
+
+    fn plan<'a>(&self, name: &QueueName, new: &'a NewPackage, planned: &mut Planned<'a>) {
+        let number = self.index.queue_by_name.get(name);
+        if number.is_none() && !planned.queues.contains_key(name) {
+            planned.new_queues += 1;
+        }
+        let known = number.is_some_and(|number| self.index.line(*number).kinds.contains_key(new.kind.as_str()));
+        let queue = planned.queues.entry(name.clone()).or_default();
+        queue.ids.insert(&new.id, new.content_hash);
+        queue.bytes += cost(new);
+        if !known {
+            queue.new_kinds.insert(&new.kind);
+        }
+        planned.bytes += cost(new);
+    }
+
+    /// What was checked cannot fail any more.
+    fn obey(&mut self, new: &NewPackage, verdict: Verdict) -> Submitted {
+        let Verdict::Take(name) = verdict else { return Submitted { duplicate: true } };
+        let queue = match self.index.queue_by_name.get(&name) {
+            Some(queue) => *queue,
+            None => self.make_queue(name.clone(), Settings::default()),
+        };
         let kind = match self.index.line(queue).kinds.get_key_value(new.kind.as_str()) {
             Some((kind, _)) => kind.clone(),
             None => Arc::from(new.kind.as_str()),
         };
         let body = body_of(new, name, kind, self.state.wall);
         self.insert(queue, body, new.content_hash);
-        Ok(Submitted { duplicate: false })
+        Submitted { duplicate: false }
     }
 
     /// Would the package be taken? Changes nothing.
-    fn check_new(&self, place: usize, new: &NewPackage, planned: &Planned<'_>) -> Result<(Verdict, QueueName)> {
+    fn check_new(&self, place: usize, new: &NewPackage, planned: &Planned<'_>) -> Result<Verdict> {
         let not_found = || Reject::QueueNotFound { queue: new.queue.clone() };
         let name = QueueName::parse(&new.queue).map_err(|_| not_found())?;
         check_fields(place, new)?;
-        let Some(number) = self.index.queue_by_name.get(&name).copied() else {
-            if !self.state.cluster.auto_create_queues {
+        let number = self.index.queue_by_name.get(&name).copied();
+        if let Some(number) = number {
+            if self.state.queues.at(number).deleting {
                 return Err(not_found());
             }
-            self.check_queue_count()?;
-            self.check_limits(NONE, &Settings::default(), place, new, &name, planned)?;
-            let twice = planned.packages.iter().find(|(queue, other)| *queue == name && other.id == new.id);
-            return match twice {
-                Some((_, other)) => repeated(new, other.content_hash).map(|verdict| (verdict, name)),
-                None => Ok((Verdict::TakeInNew(name.clone()), name)),
-            };
-        };
-        let queue = self.state.queues.at(number);
-        if queue.deleting {
-            return Err(not_found());
+            // A repeat is answered as the first time, whatever the queue's state is now.
+            if let Some(slot) = self.find(number, &new.id) {
+                return repeated(new, self.state.packages.at(slot).content_hash);
+            }
+            if let Some(grave) = self.find_grave(number, &new.id) {
+                return repeated(new, grave.content_hash);
+            }
         }
-        // A repeat is answered as the first time, whatever the queue's state is now.
-        if let Some(slot) = self.find(number, &new.id) {
-            return repeated(new, self.state.packages.at(slot).content_hash)
-                .map(|verdict| (verdict, queue.name.clone()));
+        if let Some(content_hash) = planned.queues.get(&name).and_then(|queue| queue.ids.get(new.id.as_str())) {
+            return repeated(new, *content_hash);
         }
-        if let Some(grave) = self.find_grave(number, &new.id) {
-            return repeated(new, grave.content_hash).map(|verdict| (verdict, queue.name.clone()));
+        match number.map(|number| self.state.queues.at(number)) {
+            Some(queue) if queue.sealed => return Err(Reject::QueueSealed { queue: name.to_string() }),
+            Some(queue) => self.check_limits(number, &queue.settings, place, new, &name, planned)?,
+            None if !self.state.cluster.auto_create_queues => return Err(not_found()),
+            None => {
+                if !planned.queues.contains_key(&name) {
+                    self.check_queue_count(planned.new_queues)?;
+                }
+                self.check_limits(None, &Settings::default(), place, new, &name, planned)?;
+            }
         }
-        if let Some((_, other)) = planned.packages.iter().find(|(queue, other)| *queue == name && other.id == new.id) {
-            return repeated(new, other.content_hash).map(|verdict| (verdict, queue.name.clone()));
-        }
-        if queue.sealed {
-            return Err(Reject::QueueSealed { queue: name.to_string() });
-        }
-        self.check_limits(number, &queue.settings, place, new, &name, planned)?;
-        Ok((Verdict::Take(number), queue.name.clone()))
+        Ok(Verdict::Take(name))
     }
 
     fn check_limits(
         &self,
-        number: QueueNo,
+        number: Option<QueueNo>,
         settings: &Settings,
         place: usize,
         new: &NewPackage,
@@ -132,22 +164,24 @@ impl Machine {
             });
         }
         let (mut count, mut bytes, mut kinds, mut known) = (0, 0, 0, false);
-        if number != NONE {
+        if let Some(number) = number {
             let line = self.index.line(number);
             count = line.counted();
             bytes = line.bytes;
             kinds = line.kinds.len();
             known = line.kinds.contains_key(new.kind.as_str());
         }
-        for (_, other) in planned.packages.iter().filter(|(queue, _)| queue == name) {
-            count += 1;
-            bytes += other.payload.len() as u64;
+        if let Some(planned) = planned.queues.get(name) {
+            count += planned.ids.len() as u64;
+            bytes += planned.bytes;
+            kinds += planned.new_kinds.len();
+            known |= planned.new_kinds.contains(new.kind.as_str());
         }
         let full = |limit, unit| Reject::QueueFull { queue: name.to_string(), limit, unit };
         if count >= settings.max_packages {
             return Err(full(settings.max_packages, "packages"));
         }
-        if bytes.saturating_add(size) > settings.max_bytes {
+        if bytes.saturating_add(cost(new)) > settings.max_bytes {
             return Err(full(settings.max_bytes, "bytes"));
         }
         if !known && kinds >= limits::MAX_KINDS_A_QUEUE {
@@ -157,7 +191,7 @@ impl Machine {
             return Err(Reject::DedupBudget { limit: self.state.cluster.dedup_budget });
         }
         let budget = self.state.cluster.memory_budget_bytes;
-        let wanted = self.index.bytes.saturating_add(planned.bytes).saturating_add(size);
+        let wanted = self.index.bytes.saturating_add(planned.bytes).saturating_add(cost(new));
         if wanted > budget {
             let kept: u64 = self.index.keepers.iter().map(|queue| self.index.line(*queue).finished_bytes).sum();
             if wanted.saturating_sub(kept) > budget {
@@ -166,6 +200,11 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// Bytes that the package will count against budgets.
+fn cost(new: &NewPackage) -> u64 {
+    (new.payload.len() + new.id.len() + OVERHEAD_BYTES) as u64
 }
 
 fn repeated(new: &NewPackage, content_hash: u64) -> Result<Verdict> {
