@@ -53,5 +53,5 @@ scripts! { stories:
     poison_package frozen_worker failover stale_fence rare_kind end_of_work repeated_done
     four_equal_workers fair_share priorities reclaim_slow_worker dead_letters dedup keep_finished
     expiry schedule sweeps match_debt rolling_drain worker_dies prefetch_order turns_of_queues
-    paused_queue leader_dies_before_sending bytes_credit max_run suspects lone_clock
+    paused_queue leader_dies_before_sending atomic_limits bytes_credit capped_queue max_run suspects lone_clock nothing_kept
 }
