@@ -731,10 +731,9 @@ mod tests {
 
     #[test]
     fn every_key_is_known() {
-        let mut config = Config::default();
-        config.advertise =
-            Advertise { client: Some("a:1".into()), peer: Some("a:2".into()), admin: Some("a:3".into()) };
-        config.recovery.skip_entry = Some(SkipEntry { index: 1, crc: 2 });
+        let advertise = Advertise { client: Some("a:1".into()), peer: Some("a:2".into()), admin: Some("a:3".into()) };
+        let recovery = Recovery { skip_entry: Some(SkipEntry { index: 1, crc: 2 }) };
+        let config = Config { advertise, recovery, ..Config::default() };
         let rendered: Vec<String> =
             config.render().lines().filter_map(|l| Some(l.split_once(" = ")?.0.to_owned())).collect();
         assert_eq!(rendered, KEYS);

@@ -236,7 +236,7 @@ fn every_channel_is_bounded() {
 fn every_command_has_its_script() {
     let proto = fs::read_to_string(root().join("proto/wharf/internal/v1/stored.proto")).expect("the proto is there");
     let ops = proto.split("oneof op {").nth(1).and_then(|rest| rest.split('}').next()).expect("the list of commands");
-    let commands: Vec<_> = ops.lines().filter_map(|line| line.trim().split_whitespace().nth(1)).collect();
+    let commands: Vec<_> = ops.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert!(commands.len() > 20, "the list of commands was not understood");
     let scripts = root().join("tests/machine/scripts/commands");
     let missing: Vec<_> = commands
