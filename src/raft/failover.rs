@@ -2,13 +2,15 @@
 //!
 //! A follower whose append stream broke off dials the leader anew. Refused means that nobody
 //! listens there: it asks the others `LeaderGone`, and if a quorum, itself included, saw the same,
-//! it stands for election, the lowest number first. Its votes say why (`leader_gone`), so that
-//! voters let the old leader's lease go; a voter that still hears that leader does not.
+//! it stands for election, the one with the longest log first, for nobody else would get the votes;
+//! among equals the lowest number. Its votes say why (`leader_gone`), so that voters let the old
+//! leader's lease go; a voter that still hears that leader does not.
 //!
 //! Invariants: it only ever makes an election earlier; which leader wins, and what is committed,
 //! stays Raft's. Leader leases mean nothing for reads here (the read index is used). A node starts
 //! at most one such election in `FAILOVER_EVERY_MS`. A silent loss is the timeout's business.
 
+use std::cmp::Reverse;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,17 +65,19 @@ impl Failover {
         if view.current_leader != Some(lost) || lost == self.peers.node || !voters.contains(&self.peers.node) {
             return;
         }
-        if !self.is_gone(lost).await {
-            return;
-        }
         let term = view.vote.leader_id.term;
-        let agreeing = self.ask(&voters, lost, term, view.membership_config.membership()).await;
-        if !agreeing {
-            tracing::info!(leader = lost, "lost the leader, but the others did not: waiting for the timeout");
-            return;
-        }
-        // The lowest number stands first; whoever comes after sees a newer term and stays.
-        let rank = voters.iter().filter(|voter| **voter != lost && **voter < self.peers.node).count() as u64;
+        let until = Instant::now() + Duration::from_millis(limits::FAILOVER_TRY_MS);
+        let rank = loop {
+            if let Some(rank) = self.try_once(raft, &voters, lost, term, view.membership_config.membership()).await {
+                break rank;
+            }
+            let now = raft.server_metrics().borrow_watched().clone();
+            if Instant::now() >= until || now.vote.leader_id.term != term || self.peers.hears(lost) {
+                tracing::info!(leader = lost, "lost the leader, but too few others did: waiting for the timeout");
+                return;
+            }
+            sleep(LOOK_AGAIN).await;
+        };
         if rank > 0 {
             sleep(Duration::from_millis(rank * limits::FAILOVER_STAGGER_MS)).await;
         }
@@ -86,6 +90,27 @@ impl Failover {
         if let Err(fatal) = raft.trigger().elect(false).await {
             tracing::debug!(%fatal, "no election: raft stops");
         }
+    }
+
+    /// If a quorum lost the leader: how many of it go before this node.
+    async fn try_once(
+        &self,
+        raft: &Raft,
+        voters: &[NodeId],
+        lost: NodeId,
+        term: u64,
+        membership: &Membership,
+    ) -> Option<u64> {
+        if !self.is_gone(lost).await {
+            return None;
+        }
+        let others = self.ask(voters, lost, term, membership).await?;
+        let last = raft.data_metrics().borrow_watched().last_log;
+        let own = (last.map(|last| (last.committed_leader_id().term, last.index)), Reverse(self.peers.node));
+        let before = |(other, last): &(NodeId, Option<pb::LogId>)| {
+            (last.map(|last| (last.term, last.index)), Reverse(*other)) > own
+        };
+        Some(others.iter().filter(|other| before(other)).count() as u64)
     }
 
     fn may_stand(&self) -> bool {
@@ -122,31 +147,40 @@ impl Failover {
         }
     }
 
-    /// Whether a quorum, this node included, lost `leader`.
-    async fn ask(&self, voters: &[NodeId], leader: NodeId, term: u64, membership: &Membership) -> bool {
+    /// Who else lost `leader`, with the ends of their logs, once that and this node are a quorum.
+    async fn ask(
+        &self,
+        voters: &[NodeId],
+        leader: NodeId,
+        term: u64,
+        membership: &Membership,
+    ) -> Option<Vec<(NodeId, Option<pb::LogId>)>> {
         let mut agreeing = vec![self.peers.node];
+        let mut others = Vec::new();
         let asked = voters.iter().filter(|voter| **voter != leader && **voter != self.peers.node);
         let mut answers: FuturesUnordered<_> = asked.map(|voter| self.ask_one(*voter, leader, term)).collect();
         loop {
             if is_quorum(membership, &agreeing) {
-                return true;
+                return Some(others);
             }
-            match answers.next().await {
-                Some(Some(voter)) => agreeing.push(voter),
-                Some(None) => {}
-                None => return false,
+            if let Some((voter, last)) = answers.next().await? {
+                agreeing.push(voter);
+                others.push((voter, last));
             }
         }
     }
 
-    async fn ask_one(&self, voter: NodeId, leader: NodeId, term: u64) -> Option<NodeId> {
+    async fn ask_one(&self, voter: NodeId, leader: NodeId, term: u64) -> Option<(NodeId, Option<pb::LogId>)> {
         let member = self.peers.member(voter)?;
         let envelope = Some(self.peers.envelope(voter, member.incarnation));
         let mut client = self.channels.client(voter, &member.peer_addr, Purpose::Raft);
         let limit = Duration::from_millis(2 * limits::FAILOVER_ASK_MS);
         let request = pb::LeaderGoneRequest { envelope, term, leader };
         match timeout(limit, client.leader_gone(request)).await {
-            Ok(Ok(answer)) => answer.into_inner().gone.then_some(voter),
+            Ok(Ok(answer)) => {
+                let answer = answer.into_inner();
+                answer.gone.then_some((voter, answer.last_log_id))
+            }
             Ok(Err(_)) | Err(_) => None,
         }
     }

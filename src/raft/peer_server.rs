@@ -186,7 +186,8 @@ impl Peer for Service {
         let mut request = request.into_inner();
         self.peers.check(request.envelope.take())?;
         let gone = self.failover.is_gone(request.leader).await;
-        Ok(Response::new(pb::LeaderGoneResponse { gone }))
+        let last_log_id = self.raft.data_metrics().borrow_watched().last_log.as_ref().map(convert::log_id_to_proto);
+        Ok(Response::new(pb::LeaderGoneResponse { gone, last_log_id }))
     }
 
     async fn probe(&self, request: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {

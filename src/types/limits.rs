@@ -238,6 +238,8 @@ pub const FAILOVER_EVERY_MS: u64 = 2_000;
 pub const FAILOVER_STAGGER_MS: u64 = 40;
 /// Fast failover: a peer is given so long to notice the loss itself.
 pub const FAILOVER_ASK_MS: u64 = 60;
+/// Whether a lost leader is gone is asked again for so long; then the election timeout covers it.
+pub const FAILOVER_TRY_MS: u64 = 400;
 /// Fast failover: a vote carries the word that the leader is gone for so long.
 pub const FAILOVER_VOTE_MS: u64 = 400;
 /// Pause between the rounds of a bootstrap.
