@@ -127,7 +127,8 @@ impl Stream {
         self.outbox.excuse(now);
     }
 
-    pub(super) fn mind_signs_of_life(&self) {
+    /// The next sign of life matters to the state.
+    pub fn mind_signs_of_life(&self) {
         self.heard_matters.store(true, Ordering::Relaxed);
     }
 
