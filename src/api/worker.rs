@@ -134,7 +134,7 @@ fn open_session(hello: v1::Hello, received_fence: u64) -> Result<OpenSession, Re
     }
     problems.items("hello.queues", hello.queues.len(), limits::MAX_LANES_A_CLASS, true);
     problems.items("hello.kinds", hello.kinds.len(), limits::MAX_LANES_A_CLASS, false);
-    problems.items("hello.held", hello.held.len(), limits::MAX_IN_FLIGHT_CEILING as usize, false);
+    problems.items("hello.held", hello.held.len(), limits::MAX_HELD_IN_A_HELLO, false);
     problems.labels(at, &hello.labels);
     let queues = hello.queues.iter().enumerate();
     let mut queues: Vec<_> =
