@@ -176,7 +176,10 @@ impl Leadership {
     fn open(&self, term: u64) {
         tracing::info!(term, "leading");
         self.proposer.open(term);
-        self.standing.send_modify(|standing| standing.leading = Some(term));
+        self.standing.send_modify(|standing| {
+            standing.leading = Some(term);
+            standing.terms_of_office += 1;
+        });
     }
 
     fn leave(&self, term: u64) {
