@@ -305,6 +305,7 @@ mod tests {
             leases: 3,
             needs_advance: false,
             next_timer_ms: None,
+            next_alarm: None,
         };
         Sample { status, summary, queues, leads: true, uptime: Duration::from_secs(5) }
     }

@@ -37,6 +37,8 @@ use crate::raft::handle::{Lane, ProposeError, Responder, Sink};
 use crate::types::limits;
 
 const WORK: &str = "/wharf.v1.WorkerService/Work";
+/// The token of a sign of life; settlements count from 1.
+const HEARD: u64 = 0;
 const PLACES: u32 = limits::MAX_SETTLES_IN_FLIGHT_A_STREAM as u32;
 
 #[tonic::async_trait]
@@ -132,7 +134,7 @@ fn open_session(hello: v1::Hello, received_fence: u64) -> Result<OpenSession, Re
     }
     problems.items("hello.queues", hello.queues.len(), limits::MAX_LANES_A_CLASS, true);
     problems.items("hello.kinds", hello.kinds.len(), limits::MAX_LANES_A_CLASS, false);
-    problems.items("hello.held", hello.held.len(), limits::MAX_IN_FLIGHT_CEILING as usize, false);
+    problems.items("hello.held", hello.held.len(), limits::MAX_HELD_IN_A_HELLO, false);
     problems.labels(at, &hello.labels);
     let queues = hello.queues.iter().enumerate();
     let mut queues: Vec<_> =
@@ -237,7 +239,8 @@ impl Reader<'_> {
         stream.received(request.received_fence);
         if stream.sign_of_life_matters() {
             let heard = Heard { speaker: Some(stream.speaker()) };
-            self.propose(Op::Heard(heard), Responder::None).await;
+            let sink: Arc<dyn Sink> = self.live.clone();
+            self.propose(Op::Heard(heard), Responder::Sink(sink, HEARD)).await;
         }
         match request.request {
             Some(Asked::Done(done)) => self.done(done).await,
@@ -416,9 +419,16 @@ impl<T> Batch<T> {
     }
 }
 
-/// Answers of settlements.
+/// Answers of settlements and signs of life.
 impl Sink for Live {
     fn answer(&self, token: u64, result: Result<Outcome, ProposeError>) {
+        if token == HEARD {
+            if result.is_err() {
+                // It may not have reached the state: the next request says it again.
+                self.stream.mind_signs_of_life();
+            }
+            return;
+        }
         let Some((mut settled, place)) = self.waiting.lock().remove(&token) else {
             return;
         };

@@ -97,7 +97,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_who_is_waited_for_is_silent() {
-        let stream = Stream::new(1, 1, "s".into());
+        let stream = Stream::new(1, 1, 1, "s".into());
         let silent = || judge(&stream, Instant::now()).is_some_and(|end| matches!(end, End::Silent));
         tokio::time::advance(SILENCE * 2).await;
         assert!(!silent(), "the reader was busy, not waiting");
@@ -115,7 +115,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_writer_that_takes_nothing_lags() {
-        let stream = Stream::new(1, 1, "s".into());
+        let stream = Stream::new(1, 1, 1, "s".into());
         stream.push(Message::Pong);
         tokio::time::advance(SILENCE + Duration::from_millis(1)).await;
         assert!(matches!(judge(&stream, Instant::now()), Some(End::Lagging)));

@@ -3,7 +3,7 @@
 //!
 //! Invariants: nothing here is truth. Whatever is lost (an overflowed effect feed, a crash, a change
 //! of leader) is rebuilt from the state or by the workers' next Hello, and a worker that gets the same
-//! delivery twice knows it by its fence. A stream lives in one term: when leadership ends, all get
+//! delivery twice knows it by its fence. A stream lives in one office: when leadership ends, all get
 //! `Goaway`. A session's newest epoch has at most one stream. A session that the state takes for
 //! attached but that has no stream here is detached by a proposal, which is repeated until it is
 //! answered. Everything is bounded: outboxes, waiters, remembered sweeps.
@@ -76,11 +76,11 @@ impl Handle {
         // The registry is locked first: a loss of leadership that this look misses finds the stream.
         let mut registry = self.shared.registry.lock();
         let standing = self.shared.raft.standing().borrow().clone();
-        let Some(term) = standing.leading else {
+        let (Some(term), Some(office)) = (standing.leading, standing.office()) else {
             return Err(NotLeading { leader: standing.leader });
         };
         let attach = self.shared.next_attach.fetch_add(1, Ordering::Relaxed);
-        let stream = Arc::new(Stream::new(attach, term, session.into()));
+        let stream = Arc::new(Stream::new(attach, term, office, session.into()));
         registry.insert(stream.clone());
         Ok(Attachment { stream, shared: self.shared.clone() })
     }

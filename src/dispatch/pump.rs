@@ -24,7 +24,7 @@ use crate::types::{Epoch, limits};
 /// See the module. Run it once, for as long as the node lives.
 pub struct Pump {
     shared: Arc<Shared>,
-    leading: Option<u64>,
+    office: Option<u64>,
     recalls: Recalls,
     watch: Watch,
     recalled: Instant,
@@ -37,7 +37,7 @@ impl Pump {
         let now = Instant::now();
         Self {
             shared,
-            leading: None,
+            office: None,
             recalls: Recalls::default(),
             watch: Watch::new(now),
             recalled: now,
@@ -86,12 +86,13 @@ impl Pump {
 
     /// Leadership is gained, lost or unchanged.
     fn follow(&mut self, standing: &Standing) {
-        if standing.leading == self.leading {
+        // Not the term: this may be the first look since the end of one office and the start of another.
+        if standing.office() == self.office {
             return;
         }
-        self.leading = standing.leading;
+        self.office = standing.office();
         let leader = standing.leader.as_ref().map(|leader| leader.member.client_addr.as_str()).unwrap_or_default();
-        self.shared.registry.lock().leading(self.leading, leader, "the leader changed");
+        self.shared.registry.lock().leading(self.office, leader, "the leader changed");
         self.shared.waiters.wake_all(Wake::LeaderLost);
         self.recalls.clear();
         self.orphans.clear();
@@ -167,7 +168,7 @@ impl Pump {
     fn look_after(&mut self, feed: &mpsc::Receiver<Feed>) {
         let now = Instant::now();
         let asleep = self.watch.round(now);
-        if self.leading.is_none() {
+        if self.office.is_none() {
             return;
         }
         let (streams, again) = {

@@ -70,14 +70,14 @@ impl Registry {
         }
     }
 
-    /// Ends every stream of another term than this one. Leaves none behind if it is `None`.
-    pub fn leading(&mut self, term: Option<u64>, leader: &str, reason: &'static str) {
-        let gone: Vec<_> = self.streams.values().filter(|stream| Some(stream.term) != term).cloned().collect();
+    /// Ends every stream of another office than this one. Leaves none behind if it is `None`.
+    pub fn leading(&mut self, office: Option<u64>, leader: &str, reason: &'static str) {
+        let gone: Vec<_> = self.streams.values().filter(|stream| Some(stream.office) != office).cloned().collect();
         for stream in gone {
             stream.end(End::Goaway { leader: leader.to_owned(), reason });
             self.forget(&stream);
         }
-        // The new leader's state takes every session of an older term for detached.
+        // The new leader's state takes every session of an older office for detached.
         self.detaching.clear();
     }
 
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     fn stream(registry: &mut Registry, attach: u64, session: &str) -> Arc<Stream> {
-        let stream = Arc::new(Stream::new(attach, 3, session.into()));
+        let stream = Arc::new(Stream::new(attach, 7, 3, session.into()));
         registry.insert(stream.clone());
         stream
     }

@@ -15,8 +15,10 @@ use crate::types::{Epoch, Revision};
 pub struct Stream {
     /// The leader's number for it.
     pub attach: u64,
-    /// The term in which it may live.
+    /// The leader's term, for the worker to know.
     pub term: u64,
+    /// The office in which it may live; see `Standing::office`.
+    pub office: u64,
     pub session: SessionId,
     pub outbox: Outbox,
     began: Instant,
@@ -35,10 +37,11 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(attach: u64, term: u64, session: SessionId) -> Self {
+    pub(super) fn new(attach: u64, term: u64, office: u64, session: SessionId) -> Self {
         Self {
             attach,
             term,
+            office,
             session,
             outbox: Outbox::default(),
             began: Instant::now(),
@@ -127,7 +130,8 @@ impl Stream {
         self.outbox.excuse(now);
     }
 
-    pub(super) fn mind_signs_of_life(&self) {
+    /// The next sign of life matters to the state.
+    pub fn mind_signs_of_life(&self) {
         self.heard_matters.store(true, Ordering::Relaxed);
     }
 

@@ -233,8 +233,6 @@ impl Machine {
     }
 
     pub fn summary(&self) -> Summary {
-        let ticks = self.index.timers.first().map(|(due, _)| due.since(self.state.ticks));
-        let wall = self.index.alarms.first().map(|(due, _)| due.since(self.state.wall));
         Summary {
             revision: self.state.revision,
             applied_index: self.state.index,
@@ -251,7 +249,8 @@ impl Machine {
                 || !self.index.candidates.is_empty()
                 || !self.index.overfull.is_empty()
                 || self.state.stale_cursor.is_some(),
-            next_timer_ms: ticks.into_iter().chain(wall).min(),
+            next_timer_ms: self.index.timers.first().map(|(due, _)| due.since(self.state.ticks)),
+            next_alarm: self.index.alarms.first().map(|(due, _)| *due),
         }
     }
 

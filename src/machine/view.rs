@@ -135,6 +135,8 @@ pub struct Summary {
     pub needs_advance: bool,
     /// When the next timer is due, if any is armed: in ticks from the last stamp (0: overdue).
     pub next_timer_ms: Option<u64>,
+    /// The earliest time of the calendar that something waits for.
+    pub next_alarm: Option<Wall>,
 }
 
 impl PackageBody {

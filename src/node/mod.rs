@@ -11,6 +11,7 @@
 
 mod listen;
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -316,6 +317,10 @@ fn die_of_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         print(info);
+        if let Some(fatal) = raft::died_applying() {
+            // Straight to stderr, like the panic itself: nothing buffers on the way to the abort.
+            let _ = writeln!(std::io::stderr(), "{fatal}");
+        }
         std::process::abort();
     }));
 }

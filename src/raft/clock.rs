@@ -66,19 +66,28 @@ impl Stamper {
 
     /// The stamps of the next batch.
     pub fn stamp(&self) -> (Ticks, Wall) {
-        let wall = quorum_wall(&self.clocks());
+        let quorum = quorum_wall(&self.clocks());
         let mut counting = self.counting.lock();
         let ticks = self.tick(&mut counting);
-        counting.wall = counting.wall.max(self.applied.wall.load(Ordering::Relaxed));
-        if let Some(wall) = wall {
-            counting.wall = counting.wall.max(wall.0);
-        }
-        (Ticks(ticks), Wall(counting.wall))
+        (Ticks(ticks), self.calendar(&mut counting, quorum))
     }
 
     /// What `stamp` would give.
     pub fn ticks(&self) -> Ticks {
         Ticks(self.tick(&mut self.counting.lock()))
+    }
+
+    /// What `stamp` would give; a later stamp has at least this.
+    pub fn wall(&self) -> Wall {
+        let quorum = quorum_wall(&self.clocks());
+        self.calendar(&mut self.counting.lock(), quorum)
+    }
+
+    /// Without a quorum of clocks the calendar stands.
+    fn calendar(&self, counting: &mut Counting, quorum: Option<Wall>) -> Wall {
+        let applied = self.applied.wall.load(Ordering::Relaxed);
+        counting.wall = counting.wall.max(applied).max(quorum.map_or(0, |wall| wall.0));
+        Wall(counting.wall)
     }
 
     fn tick(&self, counting: &mut Counting) -> u64 {

@@ -62,8 +62,18 @@ pub struct Leader {
 pub struct Standing {
     /// Some(term): this node leads, its barrier and `LeaderStarted` are applied, it serves.
     pub leading: Option<u64>,
+    /// How often this node began to serve. One term may see it more than once: a leader that loses
+    /// its quorum stops, and its sessions are detached when it begins again.
+    pub terms_of_office: u64,
     /// Who leads, as this node believes.
     pub leader: Option<Leader>,
+}
+
+impl Standing {
+    /// The number of the office that this node holds now; what lives in one does not live in another.
+    pub fn office(&self) -> Option<u64> {
+        self.leading.map(|_| self.terms_of_office)
+    }
 }
 
 /// The effects of one applied batch, on a node that leads.

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::RaftServerMetrics;
 use openraft::{ReadPolicy, ServerState};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::Fatal;
@@ -35,6 +36,28 @@ const TRY_AGAIN: Duration = Duration::from_millis(3);
 /// A leader looks this often whether a quorum still answers it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// An office won, until it is lost.
+struct Office {
+    term: u64,
+    /// The rest of the way to serving. It goes on only where `run` waits for it, so whoever drops it
+    /// knows that it does nothing more.
+    taking: Option<BoxFuture<'static, bool>>,
+}
+
+/// Waits until the office that is being taken can be opened; gives its term, once.
+async fn taken(office: &mut Option<Office>) -> u64 {
+    if let Some(office) = office
+        && let Some(taking) = &mut office.taking
+    {
+        let ready = taking.await;
+        office.taking = None;
+        if ready {
+            return office.term;
+        }
+    }
+    std::future::pending().await
+}
+
 /// The parts of office; see the module.
 #[derive(Clone)]
 pub struct Leadership {
@@ -53,18 +76,14 @@ impl Leadership {
     /// The task: until Raft stops.
     pub async fn run(self) {
         let mut metrics = self.raft.server_metrics();
-        let mut office: Option<(u64, AbortHandle)> = None;
+        let mut office: Option<Office> = None;
         loop {
             // Cloned at once: a held borrow blocks Raft's core.
             let view = metrics.borrow_and_update().clone();
             self.note_members(&view);
             let won = self.won(&view);
-            if let Some((term, taking)) = &office
-                && won != Some(*term)
-            {
-                taking.abort();
-                self.leave(*term);
-                office = None;
+            if let Some(lost) = office.take_if(|office| won != Some(office.term)) {
+                self.leave(lost.term);
             }
             self.note_leader(&view);
             if let Some(term) = won
@@ -72,19 +91,18 @@ impl Leadership {
             {
                 tracing::info!(term, "elected leader");
                 self.proposer.start(term);
-                let taking = tokio::spawn(self.clone().take(term)).abort_handle();
-                office = Some((term, taking));
+                office = Some(Office { term, taking: Some(self.clone().take(term).boxed()) });
             }
             tokio::select! {
                 biased;
                 changed = metrics.changed() => if changed.is_err() { break },
+                term = taken(&mut office) => self.open(term),
                 // A lost quorum changes no metric.
                 () = sleep(LOOK_EVERY), if view.state == ServerState::Leader => {}
             }
         }
-        if let Some((term, taking)) = office {
-            taking.abort();
-            self.leave(term);
+        if let Some(lost) = office {
+            self.leave(lost.term);
         }
         self.proposer.stop();
         if !self.stopping.load(Ordering::Relaxed) {
@@ -133,8 +151,8 @@ impl Leadership {
         }
     }
 
-    /// From elected to serving. Dropped when the term ends.
-    async fn take(self, term: u64) {
+    /// From elected to ready to serve; false: the node stops.
+    async fn take(self, term: u64) -> bool {
         while self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_err() {
             sleep(TRY_AGAIN).await;
         }
@@ -146,16 +164,22 @@ impl Leadership {
             let (answer, answered) = oneshot::channel();
             self.proposer.send_first(&started, Responder::Oneshot(answer));
             match answered.await {
-                Ok(Ok(_)) => break,
-                Ok(Err(ProposeError::ShuttingDown)) | Err(_) => return,
-                // Repeating it within a term changes nothing.
+                Ok(Ok(_)) => return true,
+                Ok(Err(ProposeError::ShuttingDown)) | Err(_) => return false,
+                // It may be applied twice: there are no streams yet that the second could cut off.
                 Ok(Err(error)) => tracing::debug!(term, %error, "proposing LeaderStarted again"),
             }
             sleep(TRY_AGAIN).await;
         }
+    }
+
+    fn open(&self, term: u64) {
         tracing::info!(term, "leading");
         self.proposer.open(term);
-        self.standing.send_modify(|standing| standing.leading = Some(term));
+        self.standing.send_modify(|standing| {
+            standing.leading = Some(term);
+            standing.terms_of_office += 1;
+        });
     }
 
     fn leave(&self, term: u64) {

@@ -5,6 +5,7 @@
 //! its own `LeaderStarted` on; a full feed loses them and says so. Hashing and writing snapshots
 //! happen on a frozen state, off the apply path.
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,7 +82,7 @@ impl State {
         }
         let batch = Batch::decode(bytes.clone()).map_err(|error| Broken::Invariant(format!("undecodable: {error}")))?;
         let started = Instant::now();
-        let applied = self.machine.write().apply(meta, &batch)?;
+        let applied = naming(meta.index, bytes, || self.machine.write().apply(meta, &batch))?;
         self.counters.applied(started.elapsed());
         self.time.note(batch.ticks, batch.wall);
         let Applied { outcomes, mut effects } = applied;
@@ -178,6 +179,28 @@ impl State {
         let _ = self.fatal.try_send(fatal);
         error
     }
+}
+
+thread_local! {
+    /// The entry that this thread applies now.
+    static APPLYING: RefCell<Option<(u64, bytes::Bytes)>> = const { RefCell::new(None) };
+}
+
+/// Lets [`died_applying`] name the entry if `apply` panics.
+fn naming<R>(index: u64, bytes: &bytes::Bytes, apply: impl FnOnce() -> R) -> R {
+    APPLYING.set(Some((index, bytes.clone())));
+    let applied = apply();
+    APPLYING.set(None);
+    applied
+}
+
+/// For the panic hook: what to say if this thread's panic comes from a log entry. The same entry would
+/// end every node at each start, so an operator must learn how to name it. Such a panic is not
+/// caught: it may have left the state half changed, and nobody may look at that.
+pub fn died_applying() -> Option<Fatal> {
+    let (index, bytes) = APPLYING.try_with(|applying| applying.try_borrow().ok()?.clone()).ok()??;
+    let broken = Broken::Invariant("the machine panicked".to_owned());
+    Some(Fatal::Broken { index, crc: crc32c::crc32c(&bytes), broken })
 }
 
 /// `State::feed_term` keeps, beside the term, whether its `LeaderStarted` was applied.
@@ -360,6 +383,15 @@ mod tests {
         assert_eq!(apply(Some(SkipEntry { index: 7, crc })), Ok(0));
         assert!(apply(Some(SkipEntry { index: 7, crc: crc + 1 })).is_err(), "another entry is not skipped");
         assert!(apply(Some(SkipEntry { index: 8, crc })).is_err());
+    }
+
+    #[test]
+    fn a_panic_while_applying_names_the_entry() {
+        let bytes = Bytes::from_static(b"a batch");
+        let said = naming(7, &bytes, died_applying).expect("while it is applied");
+        assert!(matches!(&said, Fatal::Broken { index: 7, crc, .. } if *crc == crc32c::crc32c(&bytes)), "{said}");
+        assert!(said.to_string().contains("recovery.skip_entry"), "{said}");
+        assert_eq!(died_applying(), None, "a panic elsewhere is not the entry's fault");
     }
 
     fn started(term: u64, node: NodeId) -> Batch {

@@ -42,6 +42,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 pub use handle::Handle;
+pub use machine_adapter::died_applying;
 
 use crate::env::Env;
 use crate::machine::Broken;

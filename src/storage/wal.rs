@@ -124,6 +124,8 @@ impl Wal {
             purged: ends.purged,
             last: ends.last,
         };
+        // The writer's state goes on with the stored hint: the next segment's head must match it.
+        found.index.committed = found.index.committed_held();
         let index = std::mem::take(&mut found.index);
         let segments = std::mem::take(&mut found.segments);
         let shared = Arc::new(Shared::new(index, segments));

@@ -39,6 +39,8 @@ pub const OLDEST_EVERY: u64 = 16;
 /// A session's `max_in_flight`: default and ceiling.
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 64;
 pub const MAX_IN_FLIGHT_CEILING: u32 = 1_000;
+/// Leases that a Hello may name: those in hand, and as many that were settled without an answer yet.
+pub const MAX_HELD_IN_A_HELLO: usize = 2 * MAX_IN_FLIGHT_CEILING as usize;
 /// A session's `max_in_flight_bytes` by default.
 pub const DEFAULT_MAX_IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Queues times kinds that one subscription may name. Fixed.

@@ -373,7 +373,8 @@ pub fn session(view: &SessionView) -> String {
 }
 
 pub fn summary(summary: &Summary) -> String {
-    let next = summary.next_timer_ms.map_or("none".to_owned(), |ms| format!("{ms}ms"));
+    let alarm = summary.next_alarm.map(|alarm| alarm.since(summary.wall));
+    let next = summary.next_timer_ms.into_iter().chain(alarm).min().map_or("none".to_owned(), |ms| format!("{ms}ms"));
     format!(
         "r{} index={} ticks={} wall={} version={} queues={} packages={} bytes={} tombstones={} sessions={} leases={}{} next_timer={next}",
         summary.revision,

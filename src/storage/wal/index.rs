@@ -60,6 +60,17 @@ impl Index {
         }
     }
 
+    /// What is known to be committed, if the log has that very entry; else what was purged, for
+    /// only committed entries are. The stored id alone may name an entry that a torn write lost, and
+    /// in its place may stand another that was never committed.
+    pub fn committed_held(&self) -> Option<LogId> {
+        let committed = self.committed.filter(|id| match id.index.checked_sub(self.first) {
+            Some(at) if !self.slots.is_empty() => self.slots.get(at as usize).is_some_and(|slot| slot.term == id.term),
+            _ => false,
+        });
+        committed.max(self.purged)
+    }
+
     /// One past the last index.
     fn end(&self) -> u64 {
         self.first + self.slots.len() as u64

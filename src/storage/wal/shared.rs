@@ -95,14 +95,16 @@ impl Shared {
     }
 
     /// Moves what waits to the writer. A changed `committed` goes along, but is no reason by itself.
+    /// It comes last: it may name an entry of this very queue, and a torn write must not keep it
+    /// without that entry.
     pub fn take_queue(&self, backlog: &mut VecDeque<Op>) {
         let mut inner = self.inner.lock();
         let written = !inner.queue.is_empty() || inner.closing;
+        backlog.extend(inner.queue.drain(..));
         if inner.committed_changed && written {
             inner.committed_changed = false;
             backlog.push_back(Op::Committed(inner.index.committed));
         }
-        backlog.extend(inner.queue.drain(..));
     }
 
     /// Blocks the flush thread until something waits; false when the log closes and nothing does.

@@ -182,6 +182,58 @@ fn the_committed_hint_goes_with_the_next_flush() {
     assert_eq!(open(&disk, inline(4096)).expect("opened").committed(), Some(id(1, 1)));
 }
 
+/// The hint may name an entry that is written by the same flush, and by a torn one only in part.
+#[test]
+fn the_committed_hint_never_names_an_entry_that_is_not_there() {
+    let disk = SimDisk::new();
+    let log = create(&disk, inline(4096)).expect("created");
+    run(&log, &[Call::Append((0..4).map(|index| entry(1, index, 20)).collect())]);
+    // Entries 2 and 3 were never committed: others take their place, in one flush with the hint.
+    let (path, start) = last_segment(&log);
+    {
+        let mut inner = log.shared.lock();
+        inner.index.truncate(Some(id(1, 1)));
+        inner.queue.push(Op::Truncate(Some(id(1, 1))));
+    }
+    log.save_committed(Some(id(2, 4))).expect("accepted");
+    run(&log, &[Call::Append((2..6).map(|index| entry(2, index, 20)).collect())]);
+    assert_eq!(log.committed(), Some(id(2, 4)));
+    let (_, end) = last_segment(&log);
+    drop(log);
+    for cut in start..=end {
+        let disk = disk.fork();
+        disk.damage(&path, |bytes| bytes.truncate(cut as usize));
+        disk.crash(Crash::DropUnsynced);
+        let found = recover::recover(&disk, dir(), INCARNATION, 500);
+        let stored = found.unwrap_or_else(|error| panic!("cut at {cut}: {error}")).index.committed;
+        let log = open(&disk, inline(4096)).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+        let held: Vec<_> = content(&log).entries.iter().map(|entry| entry.id).collect();
+        assert!(stored.is_none_or(|committed| held.contains(&committed)), "cut at {cut}: {stored:?} of {held:?}");
+        assert_eq!(log.committed(), stored, "cut at {cut}");
+    }
+}
+
+/// As a writer leaves it that puts the hint before the entries.
+#[test]
+fn a_committed_hint_that_the_log_does_not_hold_is_not_believed() {
+    for (hint, believed) in [(id(1, 9), None), (id(2, 1), None), (id(1, 1), Some(id(1, 1)))] {
+        let disk = SimDisk::new();
+        let log = create(&disk, inline(4096)).expect("created");
+        run(&log, &[Call::Append(vec![entry(1, 0, 5), entry(1, 1, 5)])]);
+        run(&log, &[Call::Committed(hint), Call::Vote(vote(2, false))]);
+        drop(log);
+        disk.crash(Crash::DropUnsynced);
+        let log = open(&disk, inline(4096)).expect("opened");
+        assert_eq!(log.committed(), believed);
+        // The stored hint stands in the next segments' heads, which must match.
+        run(&log, &[Call::Purge(id(1, 0)), Call::Append(vec![entry(2, 2, 5000)])]);
+        drop(log);
+        disk.crash(Crash::DropUnsynced);
+        let log = open(&disk, inline(4096)).expect("opened again");
+        assert_eq!(log.committed(), believed.or(Some(id(1, 0))));
+    }
+}
+
 #[test]
 fn purged_segments_go_and_the_rest_stays() {
     let disk = SimDisk::new();
