@@ -238,6 +238,14 @@ async fn a_stream_that_breaks_the_rules_ends_with_the_reason() {
     let wide = v1::Hello { kinds, ..hello("s", "jobs") };
     assert_eq!(bad(node.worker(wide).await.refused().await), ["hello.kinds", "hello.kinds"]);
 
+    let held = |count| v1::Hello {
+        held: vec![v1::Held { queue: "jobs".into(), id: "a".into(), fence: 1 }; count],
+        ..hello("s", "jobs")
+    };
+    let laden = held(limits::MAX_HELD_IN_A_HELLO + 1);
+    assert_eq!(bad(node.worker(laden).await.refused().await), ["hello.held"]);
+    node.worker(held(limits::MAX_HELD_IN_A_HELLO)).await.welcome().await;
+
     let mut twice = node.worker(hello("s", "jobs")).await;
     twice.welcome().await;
     twice.ask(Ask::Hello(hello("s", "jobs"))).await;
