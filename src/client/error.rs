@@ -8,7 +8,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, RpcStatusExt, StatusExt};
 
-/// Reasons of the server that decide what the SDK does (API.md and DESIGN 8).
+/// Reasons of the server that decide what the SDK does (`api::status`).
 pub(super) mod reason {
     pub const NO_LEADER: &str = "NO_LEADER";
     pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";

@@ -244,7 +244,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
     Ok(Started { handle, peer: service.into_server(), fatal: fatal_out })
 }
 
-/// Raft's own settings; see DESIGN.md 7 for why.
+/// Raft's own settings; docs/adr/0001 says why.
 fn config(tuning: Tuning) -> openraft::Config {
     openraft::Config {
         cluster_name: "wharf".to_owned(),

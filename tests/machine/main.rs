@@ -1,7 +1,7 @@
 //! The pure state machine from outside: stories, commands, laws, stored bytes.
 //!
 //! - `scripts/commands/*`: one golden script for each command.
-//! - `scripts/stories/*`: what users live through, from DESIGN's promises.
+//! - `scripts/stories/*`: what users live through, from the promises in README.md.
 //! - `limits`: each limit of the machine is hit and answers by its name.
 //! - `random`: random operations against a reference model that scans everything.
 //! - `fairness`: equal workers end equal.

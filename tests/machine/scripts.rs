@@ -1,5 +1,5 @@
 //! Runs the golden scripts. `UPDATE_GOLDENFILES=1 cargo test --test machine` writes what the
-//! machine gives; read it against DESIGN before it is committed.
+//! machine gives; read it against the promises before it is committed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
