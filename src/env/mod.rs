@@ -33,6 +33,11 @@ impl Env {
 /// The calendar.
 pub trait Clock: Send + Sync {
     fn wall(&self) -> Wall;
+
+    /// The same in microseconds, as finely as this clock goes. All processes of a machine share it.
+    fn micros(&self) -> u64 {
+        self.wall().0.saturating_mul(1_000)
+    }
 }
 
 /// Randomness for ids, incarnations and jitter.

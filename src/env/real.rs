@@ -14,11 +14,15 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn wall(&self) -> Wall {
+        Wall(self.micros() / 1_000)
+    }
+
+    fn micros(&self) -> u64 {
         #[allow(clippy::disallowed_methods, reason = "the one place that reads the calendar")]
         let now = std::time::SystemTime::now();
         // Before 1970 the clock is wrong anyway; the cluster's quorum overrules it.
         let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Wall(since.as_millis() as u64)
+        since.as_micros() as u64
     }
 }
 

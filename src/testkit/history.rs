@@ -14,9 +14,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use crate::env::Env;
+use crate::env::{Clock, Env};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -206,16 +205,16 @@ pub struct Recorder {
     who: Arc<str>,
     file: Arc<Mutex<File>>,
     path: Arc<Path>,
-    started: Instant,
-    started_us: u64,
+    /// Shared by all processes that record: one must not see a delivery before another's submit.
+    clock: Arc<dyn Clock>,
 }
 
 impl Recorder {
     /// Appends to the file at `path` in the name of `who`.
     pub fn open(path: &Path, who: &str, env: &Env) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        let (started, started_us) = set_watch(env);
-        Ok(Self { who: who.into(), file: Arc::new(Mutex::new(file)), path: path.into(), started, started_us })
+        let clock = Arc::clone(&env.clock);
+        Ok(Self { who: who.into(), file: Arc::new(Mutex::new(file)), path: path.into(), clock })
     }
 
     /// The same file in another name.
@@ -233,7 +232,7 @@ impl Recorder {
 
     /// Now, as records have it.
     pub fn now_us(&self) -> u64 {
-        self.started_us + self.started.elapsed().as_micros() as u64
+        self.clock.micros()
     }
 
     /// Writes one line. A history with a hole would judge wrongly, so what cannot be written ends the
@@ -249,16 +248,6 @@ impl Recorder {
     pub fn fault(&self, target: &str, fault: Fault) {
         self.record(Event::Fault { target: target.to_owned(), fault });
     }
-}
-
-/// The calendar counts milliseconds; processes that record together must agree to microseconds, or one
-/// sees a delivery before its submit. So the watch is set at the moment in which a millisecond ends.
-/// (A simulation's calendar stands still meanwhile, and one process records there.)
-fn set_watch(env: &Env) -> (Instant, u64) {
-    const MOST_LOOKS: usize = 100_000;
-    let before = env.clock.wall();
-    let after = (0..MOST_LOOKS).map(|_| env.clock.wall()).find(|now| *now != before).unwrap_or(before);
-    (Instant::now(), after.0 * 1000)
 }
 
 /// Why a history cannot be read.

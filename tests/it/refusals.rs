@@ -113,7 +113,7 @@ async fn queues_have_limits() {
     assert!(to("few", "2", 10).await.unwrap().duplicate, "a repeat is no new package");
     refused_field(to("few", "4", 11).await, "payload");
 
-    let settings = QueueSettings { max_bytes: Some(15), ..Default::default() };
+    let settings = QueueSettings { max_bytes: Some(300), ..Default::default() };
     client.create_queue("small", settings).await.unwrap();
     to("small", "1", 10).await.unwrap();
     exhausted(to("small", "2", 10).await, "QUEUE_FULL");
