@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::history::{Fault, Recorder};
 use super::proxy::{Direction, Proxy};
+use super::wait;
 use crate::cli::local;
 use crate::client::{self, Client, NodeStatus};
 use crate::config::Config;
@@ -170,6 +171,13 @@ impl Cluster {
     /// The number of the leader; waits until there is one.
     pub async fn leader(&self) -> Result<NodeId, Error> {
         self.inner.leader(LEADER_WITHIN).await.map_err(process)
+    }
+
+    /// Who leads after `former`, which the others still name until they miss it.
+    pub async fn successor(&self, former: NodeId) -> Result<NodeId, Error> {
+        let look = || async { self.leader().await.ok().filter(|leader| *leader != former) };
+        let found = wait::until("another leader", LEADER_WITHIN, look).await;
+        found.map_err(|late| Error::Process(late.to_string()))
     }
 
     /// A node that runs and does not lead.
