@@ -26,9 +26,27 @@ fn reattached(history: &History) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_killed_under_load() {
+    kill_leader_repeatedly(Followers::Alike).await;
+}
+
+/// The follower that lay frozen cannot win the election: the other one must stand first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_killed_while_a_follower_lags() {
+    kill_leader_repeatedly(Followers::OneBehind).await;
+}
+
+/// How far the followers are when their leader dies.
+#[derive(Clone, Copy, PartialEq)]
+enum Followers {
+    Alike,
+    /// One lies frozen until that moment.
+    OneBehind,
+}
+
+async fn kill_leader_repeatedly(followers: Followers) {
     let mut gaps = Vec::new();
     for run in 1..=runs() {
-        let gap = kill_leader_once().await;
+        let gap = kill_leader_once(followers).await;
         println!("run {run}: longest time without a confirm {gap:?}");
         gaps.push(gap);
     }
@@ -38,7 +56,7 @@ async fn leader_killed_under_load() {
 }
 
 /// Answers the longest time without a confirm.
-async fn kill_leader_once() -> Duration {
+async fn kill_leader_once(followers: Followers) -> Duration {
     let mut scene = Scene::new().await;
     scene.queue(QUEUE, QueueSettings::default()).await;
     let workers: Vec<_> = team(&scene).into_iter().map(|worker| scene.start(worker)).collect();
@@ -46,6 +64,12 @@ async fn kill_leader_once() -> Duration {
     production.wait_confirmed(u64::from(RATE), SOON).await.unwrap();
 
     let leader = scene.cluster.leader().await.unwrap();
+    if followers == Followers::OneBehind {
+        let behind = scene.cluster.follower().await.unwrap();
+        scene.cluster.freeze(behind).unwrap();
+        production.wait_confirmed(u64::from(RATE) / 2, SOON).await.unwrap();
+        scene.cluster.thaw(behind).unwrap();
+    }
     scene.cluster.kill(leader).await.unwrap();
     production.wait_confirmed(u64::from(RATE), SOON).await.unwrap();
     scene.cluster.restart(leader).await.unwrap();
