@@ -119,18 +119,18 @@ pub fn package(view: &PackageView, with_payload: bool) -> v1::Package {
         return package;
     };
     if with_payload {
-        package.payload = body.payload.clone();
+        package.payload = body.share_payload();
     }
     package.kind = body.kind.to_string();
-    package.content_type = body.content_type.to_string();
-    package.labels = body.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    package.content_type = body.content_type().to_owned();
+    package.labels = body.labels().iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     package.priority = view.priority;
     package.not_before = match view.state {
-        State::Scheduled => view.due.or(body.not_before),
-        _ => body.not_before,
+        State::Scheduled => view.due.or(body.not_before()),
+        _ => body.not_before(),
     }
     .map(timestamp);
-    package.expire_time = body.expire.map(timestamp);
+    package.expire_time = body.expire().map(timestamp);
     package.max_attempts = view.max_attempts;
     package.attempts = view.attempts;
     package.worker = text(&view.worker);
@@ -165,13 +165,13 @@ pub fn delivery(delivery: effect::Delivery) -> v1::Delivery {
             queue: body.queue.as_str().to_owned(),
             id: body.id.to_string(),
             kind: body.kind.to_string(),
-            payload: body.payload.clone(),
-            content_type: body.content_type.to_string(),
-            labels: body.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+            payload: body.share_payload(),
+            content_type: body.content_type().to_owned(),
+            labels: body.labels().iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
             priority: delivery.priority,
-            not_before: body.not_before.map(timestamp),
-            expire_time: body.expire.map(timestamp),
-            max_attempts: body.max_attempts.unwrap_or_default(),
+            not_before: body.not_before().map(timestamp),
+            expire_time: body.expire().map(timestamp),
+            max_attempts: body.max_attempts().unwrap_or_default(),
             state: State::Leased as i32,
             attempts: delivery.attempt.saturating_sub(1),
             fence: delivery.fence.0,

@@ -259,7 +259,7 @@ impl Inner {
 fn size(delivery: &Delivery) -> usize {
     const FIELDS: usize = 128;
     let body = &delivery.body;
-    let labels: usize = body.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+    let labels: usize = body.labels().iter().map(|(key, value)| key.len() + value.len() + 8).sum();
     FIELDS + body.payload.len() + body.id.len() + body.kind.len() + labels + delivery.checkpoint.len()
 }
 
@@ -276,13 +276,9 @@ mod tests {
                 id: format!("p{fence}").into(),
                 kind: "k".into(),
                 payload: vec![0; payload].into(),
-                content_type: "".into(),
-                labels: Box::new([]),
                 priority: None,
-                not_before: None,
-                expire: None,
-                max_attempts: None,
                 create: Wall(0),
+                options: None,
             }),
             fence: Fence(fence),
             lease_ms: 60_000,

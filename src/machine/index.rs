@@ -301,7 +301,7 @@ impl Index {
                 self.timers.insert((package.ticks, Timer::Backoff(slot)));
             }
             Phase::Scheduled => {
-                self.alarms.insert((package.body.not_before.unwrap_or_default(), Alarm::Due(slot)));
+                self.alarms.insert((package.body.not_before().unwrap_or_default(), Alarm::Due(slot)));
             }
             Phase::Leased => {
                 self.leases += 1;
@@ -320,7 +320,7 @@ impl Index {
             }
         }
         if matches!(package.phase, Phase::Scheduled | Phase::Ready)
-            && let Some(expire) = package.body.expire
+            && let Some(expire) = package.body.expire()
         {
             self.alarms.insert((expire, Alarm::Expire(slot)));
         }
@@ -343,7 +343,7 @@ impl Index {
                 self.timers.remove(&(package.ticks, Timer::Backoff(slot)));
             }
             Phase::Scheduled => {
-                self.alarms.remove(&(package.body.not_before.unwrap_or_default(), Alarm::Due(slot)));
+                self.alarms.remove(&(package.body.not_before().unwrap_or_default(), Alarm::Due(slot)));
             }
             Phase::Leased => {
                 self.leases -= 1;
@@ -364,7 +364,7 @@ impl Index {
             }
         }
         if matches!(package.phase, Phase::Scheduled | Phase::Ready)
-            && let Some(expire) = package.body.expire
+            && let Some(expire) = package.body.expire()
         {
             self.alarms.remove(&(expire, Alarm::Expire(slot)));
         }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::effect::{Effect, SessionId};
 use super::state::{NONE, Package, QueueNo, Settlement, Slot, Tombstone};
 use super::tables::ids::{hash_id, wide_hash_id};
-use super::view::{FailureView, PackageBody};
+use super::view::{BodyOptions, FailureView, PackageBody};
 use super::{Machine, command};
 use crate::types::{Cause, Epoch, Fence, QueueName, State as Phase, Ticks, limits};
 
@@ -54,7 +54,7 @@ impl Machine {
         self.state.next_seq += 1;
         let body = Arc::new(body);
         let phase =
-            if body.not_before.is_some_and(|due| due > self.state.wall) { Phase::Scheduled } else { Phase::Ready };
+            if body.not_before().is_some_and(|due| due > self.state.wall) { Phase::Scheduled } else { Phase::Ready };
         let package = Package {
             level: self.level(queue, &body),
             body,
@@ -112,7 +112,7 @@ impl Machine {
     fn expire_if_due(&mut self, slot: Slot) {
         let package = self.state.packages.at(slot);
         let waits = matches!(package.phase, Phase::Scheduled | Phase::Ready);
-        if waits && package.body.expire.is_some_and(|expire| expire <= self.state.wall) {
+        if waits && package.body.expire().is_some_and(|expire| expire <= self.state.wall) {
             self.finish(slot, Phase::Expired);
         }
     }
@@ -172,7 +172,7 @@ impl Machine {
         package.rare().failure = Some(Arc::new(failure));
         let package = self.state.packages.at(slot);
         let settings = &self.state.queues.at(package.queue).settings;
-        let most = package.body.max_attempts.unwrap_or(settings.max_attempts);
+        let most = package.body.max_attempts().unwrap_or(settings.max_attempts);
         if blame.permanent || package.attempts >= most {
             self.die(slot);
             return;
@@ -225,10 +225,8 @@ impl Machine {
             if let Some(rare) = &mut package.rare {
                 rare.worker = None;
             }
-            let body = &package.body;
-            if body.expire.is_some_and(|expire| expire <= wall) {
-                let body = PackageBody { expire: None, ..body.with_payload(body.payload.clone()) };
-                package.body = Arc::new(body);
+            if package.body.expire().is_some_and(|expire| expire <= wall) {
+                Arc::make_mut(&mut package.body).change_options(|options| options.expire = None);
             }
         });
     }
@@ -347,14 +345,9 @@ pub(super) fn body_of(
 ) -> PackageBody {
     use crate::proto::internal::new_package::{Expiry, Schedule};
     use crate::types::Wall;
-    PackageBody {
-        queue,
-        id: new.id.as_str().into(),
-        kind,
-        payload: copied(&new.payload),
+    let options = BodyOptions {
         content_type: new.content_type.as_str().into(),
         labels: new.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
-        priority: new.priority,
         not_before: new.schedule.map(|schedule| match schedule {
             Schedule::NotBeforeWall(wall) => Wall(wall),
             Schedule::DelayMs(delay) => now.plus(delay),
@@ -364,7 +357,15 @@ pub(super) fn body_of(
             Expiry::TtlMs(ttl) => now.plus(ttl),
         }),
         max_attempts: new.max_attempts,
+    };
+    PackageBody {
+        queue,
+        id: new.id.as_str().into(),
+        kind,
+        payload: (&*new.payload).into(),
+        priority: new.priority,
         create: now,
+        options: options.boxed(),
     }
 }
 
@@ -378,8 +379,8 @@ fn drop_payload(package: &mut Package) {
         return;
     }
     match Arc::get_mut(&mut package.body) {
-        Some(body) => body.payload = Bytes::new(),
-        None => package.body = Arc::new(package.body.with_payload(Bytes::new())),
+        Some(body) => body.payload = Box::default(),
+        None => package.body = Arc::new(package.body.without_payload()),
     }
 }
 
@@ -387,7 +388,7 @@ fn dead_letter(package: &Package, queue: QueueName, now: crate::types::Wall) -> 
     let body = &package.body;
     let failure = package.rare.as_ref().and_then(|rare| rare.failure.as_ref());
     let mut labels: Vec<(Box<str>, Box<str>)> =
-        body.labels.iter().filter(|(key, _)| !key.starts_with("wharf.")).cloned().collect();
+        body.labels().iter().filter(|(key, _)| !key.starts_with("wharf.")).cloned().collect();
     labels.push((ORIGIN_QUEUE.into(), body.queue.as_str().into()));
     labels.push((ORIGIN_ID.into(), (&*body.id).into()));
     labels.push(("wharf.attempts".into(), package.attempts.to_string().into()));
@@ -396,15 +397,14 @@ fn dead_letter(package: &Package, queue: QueueName, now: crate::types::Wall) -> 
         labels.push(("wharf.error".into(), cut(&failure.message, limits::MAX_LABEL_VALUE_BYTES).into()));
     }
     labels.sort();
+    let options =
+        BodyOptions { content_type: body.content_type().into(), labels: labels.into(), ..BodyOptions::default() };
     PackageBody {
         id: format!("{}#{}", body.id, package.fence).into(),
         queue,
-        labels: labels.into(),
-        not_before: None,
-        expire: None,
-        max_attempts: None,
         create: now,
-        ..body.with_payload(body.payload.clone())
+        options: options.boxed(),
+        ..PackageBody::clone(body)
     }
 }
 

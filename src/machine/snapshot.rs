@@ -12,7 +12,7 @@ use super::index::Counts;
 use super::settings::{Cluster, Settings};
 use super::state::{Package, Queue, Rare, Session, Settlement, State, Sweep, Tombstone, Work};
 use super::tables::slab::{NONE, Slab, Slot};
-use super::view::{FailureView, PackageBody};
+use super::view::{BodyOptions, FailureView, PackageBody};
 use super::{Broken, Machine};
 use crate::proto::internal::snapshot_free::Table;
 use crate::proto::internal::snapshot_record::Record;
@@ -201,13 +201,13 @@ fn store_package(package: &Package) -> SnapshotPackage {
         queue: package.queue,
         id: body.id.to_string(),
         kind: body.kind.to_string(),
-        payload: body.payload.clone(),
-        content_type: body.content_type.to_string(),
-        labels: body.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+        payload: body.share_payload(),
+        content_type: body.content_type().to_owned(),
+        labels: body.labels().iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
         priority: body.priority,
-        not_before: body.not_before.map(|wall| wall.0),
-        expire: body.expire.map(|wall| wall.0),
-        max_attempts: body.max_attempts,
+        not_before: body.not_before().map(|wall| wall.0),
+        expire: body.expire().map(|wall| wall.0),
+        max_attempts: body.max_attempts(),
         create: body.create.0,
         session: (package.session != NONE).then_some(package.session),
         attempts: package.attempts,
@@ -452,18 +452,21 @@ fn load_package(stored: SnapshotPackage, queue: &Queue) -> Result<Package, Broke
         3 => Settlement::Released,
         other => return Err(broken(format!("unknown settlement {other}"))),
     };
+    let options = BodyOptions {
+        content_type: stored.content_type.into(),
+        labels: stored.labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+        not_before: stored.not_before.map(Wall),
+        expire: stored.expire.map(Wall),
+        max_attempts: stored.max_attempts,
+    };
     let body = PackageBody {
         queue: queue.name.clone(),
         id: stored.id.into(),
         kind: stored.kind.into(),
-        payload: stored.payload,
-        content_type: stored.content_type.into(),
-        labels: stored.labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+        payload: (&*stored.payload).into(),
         priority: stored.priority,
-        not_before: stored.not_before.map(Wall),
-        expire: stored.expire.map(Wall),
-        max_attempts: stored.max_attempts,
         create: Wall(stored.create),
+        options: options.boxed(),
     };
     Ok(Package {
         body: Arc::new(body),

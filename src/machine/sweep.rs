@@ -5,6 +5,7 @@ use super::command::{DeleteQueue, Purge, Redrive};
 use super::effect::Effect;
 use super::life::{ORIGIN_ID, ORIGIN_QUEUE};
 use super::state::{QueueNo, Slot, Sweep, Work};
+use super::view::PackageBody;
 use super::{Machine, Reject, Reply, Result};
 use crate::types::{QueueName, State as Phase, limits};
 
@@ -158,7 +159,7 @@ impl Machine {
     /// either to another queue.
     fn redrive_one(&mut self, slot: Slot, to: Option<&QueueName>) -> bool {
         let package = self.state.packages.at(slot);
-        let label = |key: &str| package.body.labels.iter().find(|(k, _)| &**k == key).map(|(_, value)| &**value);
+        let label = |key: &str| package.body.labels().iter().find(|(k, _)| &**k == key).map(|(_, value)| &**value);
         let dead = package.phase == Phase::Dead && !package.moved();
         let origin = label(ORIGIN_QUEUE).and_then(|name| QueueName::parse(name).ok());
         let waits = matches!(package.phase, Phase::Ready | Phase::Scheduled) && label(ORIGIN_ID).is_some();
@@ -174,11 +175,14 @@ impl Machine {
         if number == package.queue || self.find(number, &id).is_some() || self.state.queues.at(number).deleting {
             return false;
         }
-        let mut body = package.body.with_payload(package.body.payload.clone());
-        body.labels = body.labels.iter().filter(|(key, _)| !key.starts_with("wharf.")).cloned().collect();
+        let mut body = PackageBody::clone(&package.body);
         body.queue = target.clone();
-        body.not_before = None;
-        body.expire = None;
+        body.change_options(|options| {
+            let labels = std::mem::take(&mut options.labels).into_iter();
+            options.labels = labels.filter(|(key, _)| !key.starts_with("wharf.")).collect();
+            options.not_before = None;
+            options.expire = None;
+        });
         self.insert(number, body, content_hash);
         let phase = if dead { Phase::Dead } else { Phase::Cancelled };
         self.finish_as(slot, phase, Some(format!("{target}/{id}").into()));

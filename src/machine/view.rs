@@ -7,20 +7,27 @@ use bytes::Bytes;
 use crate::proto::internal::QueueSettings;
 use crate::types::{Cause, Epoch, Fence, QueueName, Revision, State, Wall};
 
-/// What a package's submitter set; shared by reference between state, views and deliveries.
-#[derive(Debug, PartialEq, Eq)]
+/// What a package's submitter set; shared by reference between state, views and deliveries. There are
+/// millions of them: what few set stands apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackageBody {
     pub queue: QueueName,
     pub id: Arc<str>,
     pub kind: Arc<str>,
-    pub payload: Bytes,
+    pub payload: Box<[u8]>,
+    pub priority: Option<u32>,
+    pub create: Wall,
+    pub options: Option<Box<BodyOptions>>,
+}
+
+/// What few submitters set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BodyOptions {
     pub content_type: Box<str>,
     pub labels: Box<[(Box<str>, Box<str>)]>,
-    pub priority: Option<u32>,
     pub not_before: Option<Wall>,
     pub expire: Option<Wall>,
     pub max_attempts: Option<u32>,
-    pub create: Wall,
 }
 
 /// One package, whole. A tombstone gives only `queue`, `id`, `state` and `fence`.
@@ -140,20 +147,60 @@ pub struct Summary {
 }
 
 impl PackageBody {
-    /// The same with another payload.
-    pub fn with_payload(&self, payload: Bytes) -> Self {
+    pub fn content_type(&self) -> &str {
+        self.options.as_ref().map_or("", |options| &options.content_type)
+    }
+
+    pub fn labels(&self) -> &[(Box<str>, Box<str>)] {
+        self.options.as_ref().map_or(&[], |options| &options.labels)
+    }
+
+    pub fn not_before(&self) -> Option<Wall> {
+        self.options.as_ref()?.not_before
+    }
+
+    pub fn expire(&self) -> Option<Wall> {
+        self.options.as_ref()?.expire
+    }
+
+    pub fn max_attempts(&self) -> Option<u32> {
+        self.options.as_ref()?.max_attempts
+    }
+
+    pub fn change_options(&mut self, change: impl FnOnce(&mut BodyOptions)) {
+        let mut options = self.options.take().map_or_else(BodyOptions::default, |options| *options);
+        change(&mut options);
+        self.options = options.boxed();
+    }
+
+    /// The payload for whoever sends it: not copied, the body lives as long.
+    pub fn share_payload(self: &Arc<Self>) -> Bytes {
+        struct Shared(Arc<PackageBody>);
+        impl AsRef<[u8]> for Shared {
+            fn as_ref(&self) -> &[u8] {
+                &self.0.payload
+            }
+        }
+        if self.payload.is_empty() { Bytes::new() } else { Bytes::from_owner(Shared(self.clone())) }
+    }
+
+    /// The same without its payload.
+    pub fn without_payload(&self) -> Self {
         Self {
             queue: self.queue.clone(),
             id: self.id.clone(),
             kind: self.kind.clone(),
-            payload,
-            content_type: self.content_type.clone(),
-            labels: self.labels.clone(),
+            payload: Box::default(),
             priority: self.priority,
-            not_before: self.not_before,
-            expire: self.expire,
-            max_attempts: self.max_attempts,
             create: self.create,
+            options: self.options.clone(),
         }
+    }
+}
+
+impl BodyOptions {
+    /// None if there are none.
+    pub fn boxed(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
     }
 }

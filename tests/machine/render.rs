@@ -252,7 +252,7 @@ pub fn package(view: &PackageView) -> String {
     if !body.payload.is_empty() {
         say("payload", blob(&body.payload));
     }
-    for (key, value) in &body.labels {
+    for (key, value) in body.labels() {
         say(&format!("label.{key}"), value.to_string());
     }
     if let Some(session) = &view.session {
@@ -264,8 +264,8 @@ pub fn package(view: &PackageView) -> String {
     for (key, time) in [
         ("until", view.lease_expire),
         ("due", view.due),
-        ("not_before", body.not_before),
-        ("expire", body.expire),
+        ("not_before", body.not_before()),
+        ("expire", body.expire()),
         ("finish", view.finish),
     ] {
         if let Some(time) = time {

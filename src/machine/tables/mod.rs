@@ -2,6 +2,7 @@
 
 pub mod fifo;
 pub mod ids;
+pub mod ordered;
 pub mod ready;
 pub mod slab;
 

@@ -1,7 +1,6 @@
 //! What waits, by priority and, within it, by the sequence given at submit.
 
-use std::collections::BTreeMap;
-
+use super::ordered::Ordered;
 use crate::types::limits::MAX_PRIORITY;
 
 const LEVELS: usize = MAX_PRIORITY as usize + 1;
@@ -23,7 +22,7 @@ impl Head {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ready {
-    levels: [BTreeMap<u64, u32>; LEVELS],
+    levels: [Ordered; LEVELS],
     /// Bit n: level n is not empty.
     mask: u16,
 }
@@ -36,15 +35,15 @@ impl Ready {
 
     pub fn remove(&mut self, level: u8, seq: u64) {
         let line = &mut self.levels[level as usize];
-        line.remove(&seq);
+        line.remove(seq);
         if line.is_empty() {
             self.mask &= !(1 << level);
         }
     }
 
     fn head_of(&self, level: u8) -> Option<Head> {
-        let (seq, slot) = self.levels[level as usize].first_key_value()?;
-        Some(Head { level, seq: *seq, slot: *slot })
+        let (seq, slot) = self.levels[level as usize].first()?;
+        Some(Head { level, seq, slot })
     }
 
     /// The highest level's earliest.
