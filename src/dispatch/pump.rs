@@ -118,7 +118,9 @@ impl Pump {
     /// Effects were lost: tell each stream again what the state says, and find sessions without one.
     fn rebuild(&mut self) {
         let streams: Vec<_> = self.shared.registry.lock().streams().cloned().collect();
-        tracing::warn!(streams = streams.len(), "effects were lost, telling the streams anew from the state");
+        if !streams.is_empty() {
+            tracing::warn!(streams = streams.len(), "effects were lost, telling the streams anew from the state");
+        }
         for stream in &streams {
             self.tell_anew(stream);
         }

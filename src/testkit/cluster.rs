@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::history::{Fault, Recorder};
 use super::proxy::{Direction, Proxy};
 use super::wait;
-use crate::cli::local;
+use crate::cli::local::{self, Usage};
 use crate::client::{self, Client, NodeStatus};
 use crate::config::Config;
 use crate::types::NodeId;
@@ -189,6 +189,11 @@ impl Cluster {
     /// What one node sees.
     pub async fn status(&self, node: NodeId) -> Result<NodeStatus, Error> {
         Ok(self.control.status_of(self.addr(node)?, STATUS_WITHIN).await?)
+    }
+
+    /// What one node's process has used so far.
+    pub fn usage(&self, node: NodeId) -> Result<Usage, Error> {
+        self.inner.node(node).and_then(local::Node::usage).map_err(process)
     }
 
     /// SIGKILL.

@@ -7,6 +7,7 @@
 //! `WHARF_RUNS=20` repeats the failover tests; they run three times by default.
 
 mod cli;
+mod crowd;
 mod cutoffs;
 mod ends;
 mod failover;

@@ -18,7 +18,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-pub use self::process::{Process, die_with};
+pub use self::process::{Process, Usage, die_with};
 use crate::client::{Client, NodeStatus};
 use crate::config::{self, Config};
 use crate::env::Env;
@@ -311,6 +311,11 @@ impl Node {
 
     pub fn log_file(&self) -> PathBuf {
         self.dir.join("log.txt")
+    }
+
+    /// What its process has used so far.
+    pub fn usage(&self) -> anyhow::Result<Usage> {
+        Ok(self.process()?.usage()?)
     }
 
     pub fn runs(&self) -> bool {

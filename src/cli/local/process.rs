@@ -66,6 +66,20 @@ impl Process {
         self.signal(Signal::CONT)
     }
 
+    /// What it has used of the machine so far.
+    pub fn usage(&self) -> std::io::Result<Usage> {
+        let pid = self.child.id().ok_or_else(|| std::io::Error::other("the process has ended"))?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, in parentheses, may hold anything; after it each field is one word.
+        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().collect();
+        let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
+        let tick = rustix::param::clock_ticks_per_second().max(1);
+        Ok(Usage {
+            cpu: Duration::from_micros((number(11) + number(12)) * 1_000_000 / tick),
+            memory_bytes: number(21) * rustix::param::page_size() as u64,
+        })
+    }
+
     /// How it ended, if it did.
     pub fn has_ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
@@ -82,6 +96,15 @@ impl Process {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32)).ok_or_else(gone)?;
         Ok(kill_process(pid, signal)?)
     }
+}
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of all its threads since it began, in user and system mode.
+    pub cpu: Duration,
+    /// Resident.
+    pub memory_bytes: u64,
 }
 
 /// The kernel ends this process with its parent, however that dies. For the child to call.
@@ -120,6 +143,10 @@ mod tests {
         assert_eq!(polite.ended(SOON).await.and_then(|status| status.code()), Some(7));
         assert!(polite.terminate().is_err(), "it is gone");
         assert!(std::fs::read_to_string(&log).unwrap().contains("bye"));
+
+        let usage = Process::spawn(Path::new("/bin/sh"), ["-c", "exec sleep 600"], &log).unwrap().usage().unwrap();
+        assert!((100_000..1 << 30).contains(&usage.memory_bytes), "{usage:?}");
+        assert!(usage.cpu < SOON, "{usage:?}");
 
         let mut frozen = shell("exec sleep 600", &log);
         frozen.freeze().unwrap();
