@@ -119,7 +119,7 @@ pub fn package(view: &PackageView, with_payload: bool) -> v1::Package {
         return package;
     };
     if with_payload {
-        package.payload = body.payload.clone();
+        package.payload = view.payload.to_bytes();
     }
     package.kind = body.kind.to_string();
     package.content_type = body.content_type.to_string();
@@ -138,8 +138,8 @@ pub fn package(view: &PackageView, with_payload: bool) -> v1::Package {
     package.lease_expire_time = view.lease_expire.map(timestamp);
     package.create_time = Some(timestamp(body.create));
     package.finish_time = view.finish.map(timestamp);
-    package.checkpoint = view.checkpoint.clone();
-    package.result = view.result.clone();
+    package.checkpoint = view.checkpoint.to_bytes();
+    package.result = view.result.to_bytes();
     package.result_content_type = view.result_content_type.to_string();
     package.result_evicted = view.result_evicted;
     package.moved_to = text(&view.moved_to);
@@ -165,7 +165,7 @@ pub fn delivery(delivery: effect::Delivery) -> v1::Delivery {
             queue: body.queue.as_str().to_owned(),
             id: body.id.to_string(),
             kind: body.kind.to_string(),
-            payload: body.payload.clone(),
+            payload: delivery.payload.to_bytes(),
             content_type: body.content_type.to_string(),
             labels: body.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
             priority: delivery.priority,
@@ -181,7 +181,7 @@ pub fn delivery(delivery: effect::Delivery) -> v1::Delivery {
         fence: delivery.fence.0,
         lease: Some(duration(delivery.lease_ms)),
         attempt: delivery.attempt,
-        checkpoint: delivery.checkpoint,
+        checkpoint: delivery.checkpoint.to_bytes(),
     }
 }
 

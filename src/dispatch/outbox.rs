@@ -260,14 +260,14 @@ fn size(delivery: &Delivery) -> usize {
     const FIELDS: usize = 128;
     let body = &delivery.body;
     let labels: usize = body.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
-    FIELDS + body.payload.len() + body.id.len() + body.kind.len() + labels + delivery.checkpoint.len()
+    FIELDS + delivery.payload.len() + body.id.len() + body.kind.len() + labels + delivery.checkpoint.len()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::machine::view::PackageBody;
-    use crate::types::{Fence, Wall};
+    use crate::types::{Blob, Fence, Wall};
 
     fn delivery(fence: u64, payload: usize) -> Delivery {
         Delivery {
@@ -275,7 +275,6 @@ mod tests {
                 queue: QueueName::parse("q").unwrap(),
                 id: format!("p{fence}").into(),
                 kind: "k".into(),
-                payload: vec![0; payload].into(),
                 content_type: "".into(),
                 labels: Box::new([]),
                 priority: None,
@@ -284,6 +283,7 @@ mod tests {
                 max_attempts: None,
                 create: Wall(0),
             }),
+            payload: Blob::copied(&vec![0; payload]),
             fence: Fence(fence),
             lease_ms: 60_000,
             attempt: 1,

@@ -57,7 +57,7 @@ impl Machine {
             }
             let finished = package.phase.is_finished();
             expect(!finished || !package.suspect, &|| format!("{}: finished under suspicion", name()));
-            expect(!package.leaves() || package.body.payload.is_empty(), &|| format!("{}: keeps its payload", name()));
+            expect(!package.leaves() || package.payload.is_empty(), &|| format!("{}: keeps its payload", name()));
         }
         for (number, session) in state.sessions.iter() {
             let hold = self.index.held(number);

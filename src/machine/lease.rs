@@ -40,6 +40,7 @@ impl Machine {
         let grants = self.state.grants;
         self.state.sessions.at_mut(number).served = grants;
         self.refresh(number);
+        self.tell(slot, Some(Phase::Ready), number, None);
         self.delivery(slot)
     }
 
@@ -49,6 +50,7 @@ impl Machine {
         let lease_ms = self.state.queues.at(package.queue).settings.lease_ms;
         Delivery {
             body: package.body.clone(),
+            payload: package.payload.clone(),
             fence: package.fence,
             lease_ms,
             attempt: package.attempts + 1,

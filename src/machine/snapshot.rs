@@ -21,7 +21,7 @@ use crate::proto::internal::{
     SnapshotEnd, SnapshotFailure, SnapshotFree, SnapshotGlobals, SnapshotPackage, SnapshotQueue, SnapshotRare,
     SnapshotRecord, SnapshotRedrive, SnapshotSession, SnapshotSweep, SnapshotTombstones,
 };
-use crate::types::{Cause, Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
+use crate::types::{Blob, Cause, Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
 
 const FORMAT: u32 = 1;
 const TOMBSTONE_BYTES: usize = 41;
@@ -201,7 +201,7 @@ fn store_package(package: &Package) -> SnapshotPackage {
         queue: package.queue,
         id: body.id.to_string(),
         kind: body.kind.to_string(),
-        payload: body.payload.clone(),
+        payload: package.payload.to_bytes(),
         content_type: body.content_type.to_string(),
         labels: body.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
         priority: body.priority,
@@ -228,8 +228,8 @@ fn store_package(package: &Package) -> SnapshotPackage {
 
 fn store_rare(rare: &Rare) -> SnapshotRare {
     SnapshotRare {
-        checkpoint: rare.checkpoint.clone(),
-        result: rare.result.clone(),
+        checkpoint: rare.checkpoint.to_bytes(),
+        result: rare.result.to_bytes(),
         result_content_type: rare.result_content_type.as_ref().map(|text| text.to_string()),
         result_evicted: rare.result_evicted,
         moved_to: rare.moved_to.as_ref().map(|text| text.to_string()),
@@ -456,7 +456,6 @@ fn load_package(stored: SnapshotPackage, queue: &Queue) -> Result<Package, Broke
         queue: queue.name.clone(),
         id: stored.id.into(),
         kind: stored.kind.into(),
-        payload: stored.payload,
         content_type: stored.content_type.into(),
         labels: stored.labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
         priority: stored.priority,
@@ -467,6 +466,7 @@ fn load_package(stored: SnapshotPackage, queue: &Queue) -> Result<Package, Broke
     };
     Ok(Package {
         body: Arc::new(body),
+        payload: Blob::copied(&stored.payload),
         queue: stored.queue,
         session: stored.session.unwrap_or(NONE),
         attempts: stored.attempts,
@@ -497,8 +497,8 @@ fn load_rare(stored: SnapshotRare) -> Result<Rare, Broken> {
         }))
     });
     Ok(Rare {
-        checkpoint: stored.checkpoint,
-        result: stored.result,
+        checkpoint: Blob::copied(&stored.checkpoint),
+        result: Blob::copied(&stored.result),
         result_content_type: stored.result_content_type.map(Into::into),
         result_evicted: stored.result_evicted,
         moved_to: stored.moved_to.map(Into::into),

@@ -5,6 +5,7 @@ use super::command::{DeleteQueue, Purge, Redrive};
 use super::effect::Effect;
 use super::life::{ORIGIN_ID, ORIGIN_QUEUE};
 use super::state::{QueueNo, Slot, Sweep, Work};
+use super::view::PackageBody;
 use super::{Machine, Reject, Reply, Result};
 use crate::types::{QueueName, State as Phase, limits};
 
@@ -171,17 +172,18 @@ impl Machine {
         };
         let Some(number) = self.index.queue_by_name.get(&target).copied() else { return false };
         let (id, content_hash) = (package.body.id.clone(), package.content_hash);
+        let payload = package.payload.clone();
         if number == package.queue || self.find(number, &id).is_some() || self.state.queues.at(number).deleting {
             return false;
         }
-        let mut body = package.body.with_payload(package.body.payload.clone());
+        let mut body = PackageBody::clone(&package.body);
         body.labels = body.labels.iter().filter(|(key, _)| !key.starts_with("wharf.")).cloned().collect();
         body.queue = target.clone();
         body.not_before = None;
         body.expire = None;
-        self.insert(number, body, content_hash);
+        self.insert(number, body, payload, content_hash);
         let phase = if dead { Phase::Dead } else { Phase::Cancelled };
-        self.finish_as(slot, phase, Some(format!("{target}/{id}").into()));
+        self.finish_as(slot, phase, Some(format!("{target}/{id}").into()), None);
         true
     }
 

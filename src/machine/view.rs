@@ -2,18 +2,16 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::proto::internal::QueueSettings;
-use crate::types::{Cause, Epoch, Fence, QueueName, Revision, State, Wall};
+use crate::types::{Blob, Cause, Epoch, Fence, QueueName, Revision, State, Wall};
 
-/// What a package's submitter set; shared by reference between state, views and deliveries.
-#[derive(Debug, PartialEq, Eq)]
+/// What a package's submitter set, but for the payload, which may go before the rest does; shared by
+/// reference between state, views, deliveries and changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackageBody {
     pub queue: QueueName,
     pub id: Arc<str>,
     pub kind: Arc<str>,
-    pub payload: Bytes,
     pub content_type: Box<str>,
     pub labels: Box<[(Box<str>, Box<str>)]>,
     pub priority: Option<u32>,
@@ -28,6 +26,7 @@ pub struct PackageBody {
 pub struct PackageView {
     /// None: only a tombstone is left.
     pub body: Option<Arc<PackageBody>>,
+    pub payload: Blob,
     pub queue: QueueName,
     pub id: Arc<str>,
     pub state: State,
@@ -42,8 +41,8 @@ pub struct PackageView {
     /// SCHEDULED: when it is due.
     pub due: Option<Wall>,
     pub finish: Option<Wall>,
-    pub checkpoint: Bytes,
-    pub result: Bytes,
+    pub checkpoint: Blob,
+    pub result: Blob,
     pub result_content_type: Arc<str>,
     pub result_evicted: bool,
     pub moved_to: Option<Arc<str>>,
@@ -137,23 +136,4 @@ pub struct Summary {
     pub next_timer_ms: Option<u64>,
     /// The earliest time of the calendar that something waits for.
     pub next_alarm: Option<Wall>,
-}
-
-impl PackageBody {
-    /// The same with another payload.
-    pub fn with_payload(&self, payload: Bytes) -> Self {
-        Self {
-            queue: self.queue.clone(),
-            id: self.id.clone(),
-            kind: self.kind.clone(),
-            payload,
-            content_type: self.content_type.clone(),
-            labels: self.labels.clone(),
-            priority: self.priority,
-            not_before: self.not_before,
-            expire: self.expire,
-            max_attempts: self.max_attempts,
-            create: self.create,
-        }
-    }
 }

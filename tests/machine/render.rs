@@ -249,8 +249,8 @@ pub fn package(view: &PackageView) -> String {
     }
     say("attempts", format!("{}/{}", view.attempts, view.max_attempts));
     say("priority", view.priority.to_string());
-    if !body.payload.is_empty() {
-        say("payload", blob(&body.payload));
+    if !view.payload.is_empty() {
+        say("payload", blob(&view.payload));
     }
     for (key, value) in &body.labels {
         say(&format!("label.{key}"), value.to_string());

@@ -8,7 +8,7 @@ use crate::machine::life::body_of;
 use crate::machine::settings::Settings;
 use crate::machine::state::{OVERHEAD_BYTES, QueueNo};
 use crate::machine::{Machine, Reject, Reply, Result};
-use crate::types::{QueueName, limits};
+use crate::types::{Blob, QueueName, limits};
 
 /// What an atomic submit would take so far.
 #[derive(Default)]
@@ -108,7 +108,7 @@ impl Machine {
             None => Arc::from(new.kind.as_str()),
         };
         let body = body_of(new, name, kind, self.state.wall);
-        self.insert(queue, body, new.content_hash);
+        self.insert(queue, body, Blob::copied(&new.payload), new.content_hash);
         Submitted { duplicate: false }
     }
 
