@@ -138,8 +138,8 @@ pub fn package(view: &PackageView, with_payload: bool) -> v1::Package {
     package.lease_expire_time = view.lease_expire.map(timestamp);
     package.create_time = Some(timestamp(body.create));
     package.finish_time = view.finish.map(timestamp);
-    package.checkpoint = view.checkpoint.clone();
-    package.result = view.result.clone();
+    package.checkpoint = view.checkpoint.to_bytes();
+    package.result = view.result.to_bytes();
     package.result_content_type = view.result_content_type.to_string();
     package.result_evicted = view.result_evicted;
     package.moved_to = text(&view.moved_to);
@@ -181,7 +181,7 @@ pub fn delivery(delivery: effect::Delivery) -> v1::Delivery {
         fence: delivery.fence.0,
         lease: Some(duration(delivery.lease_ms)),
         attempt: delivery.attempt,
-        checkpoint: delivery.checkpoint,
+        checkpoint: delivery.checkpoint.to_bytes(),
     }
 }
 

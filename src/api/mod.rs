@@ -20,6 +20,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod watch;
 mod worker;
 
 use std::pin::Pin;
@@ -67,6 +68,8 @@ pub(crate) struct Core {
     env: Env,
     rates: Rates,
     health: tonic_health::server::HealthReporter,
+    /// The node stops: streams end.
+    leaving: CancellationToken,
     began: Instant,
 }
 
@@ -78,6 +81,7 @@ impl Api {
             env,
             rates: Rates::default(),
             health: tonic_health::server::HealthReporter::new(),
+            leaving: CancellationToken::new(),
             began: Instant::now(),
         };
         Self { core: Arc::new(core), mode: Mode::Client }
@@ -114,6 +118,7 @@ impl Api {
             () = health::follow(&self.core.health, self.core.raft.standing()) => {}
             () = self.core.sample_rates() => {}
         }
+        self.core.leaving.cancel();
         health::not_serving(&self.core.health).await;
     }
 

@@ -8,7 +8,7 @@ use super::call::Call;
 use super::forward::{Place, Route, Rpc};
 use super::status::Refusal;
 use super::validate::{At, Problems};
-use super::{Api, BoxStream, Core, convert, submit};
+use super::{Api, BoxStream, Core, convert, submit, watch};
 use crate::dispatch::{Waiter, Wake};
 use crate::machine::Reply;
 use crate::machine::command::{Cancel, Op, Purge, Retry};
@@ -22,6 +22,7 @@ const SUBMIT_STREAM: &str = "/wharf.v1.PackageService/SubmitStream";
 #[tonic::async_trait]
 impl PackageService for Api {
     type SubmitStreamStream = BoxStream<v1::SubmitStreamResponse>;
+    type WatchStream = BoxStream<v1::WatchResponse>;
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
         self.unary(request).await
@@ -74,6 +75,12 @@ impl PackageService for Api {
         request: Request<v1::PurgePackagesRequest>,
     ) -> Result<Response<v1::PurgePackagesResponse>, Status> {
         self.unary(request).await
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let call = Call::new(request.metadata(), self.mode);
+        authorize(&call.identity, Action::Read)?;
+        self.with_leader(watch::serve(&self.core, request.into_inner()).map_err(Status::from))
     }
 }
 

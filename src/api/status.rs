@@ -14,7 +14,7 @@ use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt, pb};
 use crate::dispatch;
 use crate::machine::Reject;
 use crate::raft::handle::{ProposeError, TransferError};
-use crate::types::limits;
+use crate::types::{Revision, limits};
 
 /// A change of leader is over in tens of milliseconds: whoever asks again should not be later.
 const FAILOVER_RETRY_MS: u64 = 20;
@@ -37,6 +37,15 @@ pub enum Refusal {
     Deadline,
     TooManyWaiters {
         limit: usize,
+    },
+    TooManyWatchers(usize),
+    /// A watch from so far back that this node no longer knows what happened since.
+    RevisionCompacted {
+        oldest: Revision,
+    },
+    /// A watcher that would have been left behind.
+    WatcherTooSlow {
+        resume: Revision,
     },
     /// The worker's stream was silent for too long.
     Silent,
@@ -179,6 +188,30 @@ fn parts(refusal: &Refusal) -> Parts {
         )
         .quota("waiters")
         .retry_ms(1_000),
+        Refusal::TooManyWatchers(limit) => Parts::new(
+            Code::ResourceExhausted,
+            "TOO_MANY_WATCHERS",
+            format!("{limit} readers follow the changes at this node already. Watch at another node, or share a watch"),
+        )
+        .quota("watchers")
+        .retry_ms(1_000)
+        .meta("limit", limit),
+        Refusal::RevisionCompacted { oldest } => Parts::new(
+            Code::OutOfRange,
+            "REVISION_COMPACTED",
+            format!(
+                "this node knows what happened from revision {oldest} on. Read what you follow, then watch from {oldest} or \
+                 from now (0); another node may reach further back"
+            ),
+        )
+        .meta("oldest_revision", oldest),
+        Refusal::WatcherTooSlow { resume } => Parts::new(
+            Code::ResourceExhausted,
+            "READER_TOO_SLOW",
+            format!("the watcher is too slow and was cut off. Read faster or watch less, and watch again from revision {resume}"),
+        )
+        .quota("stream")
+        .meta("resume_revision", resume),
         Refusal::Silent => Parts::new(
             Code::Unavailable,
             "WORKER_SILENT",
@@ -469,7 +502,7 @@ fn listed(fields: &[(String, String)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Fence, Revision, State};
+    use crate::types::{Fence, State};
 
     fn every_reject() -> Vec<(Reject, Code, &'static str)> {
         let queue = || "q".to_owned();

@@ -16,6 +16,7 @@ mod queues;
 mod rows;
 mod serve;
 mod submit;
+mod watch;
 mod work;
 
 use std::process::ExitCode;
@@ -67,6 +68,7 @@ enum Verb {
     Cancel(packages::Cancel),
     Retry(packages::Retry),
     Purge(packages::Purge),
+    Watch(watch::WatchVerb),
     Work(work::Work),
     Queue(queues::QueueVerb),
     Worker(cluster::WorkerVerb),
@@ -122,6 +124,7 @@ async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
         Verb::Cancel(verb) => verb.run(&client()?).await,
         Verb::Retry(verb) => verb.run(&client()?).await,
         Verb::Purge(verb) => verb.run(&client()?).await,
+        Verb::Watch(verb) => verb.run(&client()?).await,
         Verb::Work(verb) => verb.run(&client()?).await,
         Verb::Queue(verb) => verb.run(&client()?).await,
         Verb::Worker(verb) => verb.run(&client()?).await,

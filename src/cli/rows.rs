@@ -513,6 +513,45 @@ impl Row for Node {
     }
 }
 
+/// What happened to a package.
+#[derive(Serialize)]
+pub struct Event {
+    revision: u64,
+    /// Absent: it is new.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    package: Package,
+}
+
+impl From<client::Event> for Event {
+    fn from(event: client::Event) -> Self {
+        let from = Some(event.from()).filter(|from| *from != State::Unspecified).map(state);
+        let because = Some(event.cause()).filter(|cause| *cause != Cause::Unspecified).map(cause);
+        let package = event.package.unwrap_or_default().into();
+        Self { revision: event.revision, from, cause: because, package }
+    }
+}
+
+impl Event {
+    /// Above lines that come one by one, so of fixed widths.
+    pub const HEAD: &'static str = "  REVISION  FROM       STATE      CAUSE        ATTEMPTS  PACKAGE";
+
+    pub fn line(&self) -> String {
+        let package = &self.package;
+        let (from, cause) = (self.from.unwrap_or("-"), self.cause.unwrap_or("-"));
+        let line = format!(
+            "{:>10}  {from:<9}  {:<9}  {cause:<11}  {:>8}  {}/{}",
+            self.revision, package.state, package.attempts, package.queue, package.id
+        );
+        match package.worker.as_str() {
+            "" => line,
+            worker => format!("{line}  {worker}"),
+        }
+    }
+}
+
 /// As in the API.
 pub fn state(state: State) -> &'static str {
     match state {

@@ -15,6 +15,8 @@ pub(super) mod reason {
     pub const OVERLOADED: &str = "OVERLOADED";
     pub const ALREADY_FINISHED: &str = "ALREADY_FINISHED";
     pub const ATOMIC_REFUSED: &str = "ATOMIC_REFUSED";
+    pub const REVISION_COMPACTED: &str = "REVISION_COMPACTED";
+    pub const READER_TOO_SLOW: &str = "READER_TOO_SLOW";
     pub const QUEUE_NOT_FOUND: &str = "QUEUE_NOT_FOUND";
     pub const CHILD_REJECTED: &str = "CHILD_REJECTED";
     /// The SDK's own: no connection could be made, so nothing was sent.

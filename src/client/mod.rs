@@ -1,7 +1,7 @@
 //! The SDK: [`Client`] submits, reads and administers; [`Worker`] works packages; [`Submitter`]
-//! submits many in a pipeline.
+//! submits many in a pipeline; [`Watch`] tells what happens to packages.
 //!
-//! All three find the leader by themselves: from the metadata of answers, from a `Goaway`, or by
+//! All of them find the leader by themselves: from the metadata of answers, from a `Goaway`, or by
 //! trying the other addresses.
 //!
 //! Invariants
@@ -29,6 +29,7 @@ mod package;
 mod packages;
 mod queues;
 mod submitter;
+mod watch;
 pub mod worker;
 
 #[cfg(test)]
@@ -38,11 +39,12 @@ pub use builder::{Builder, Client};
 pub use error::Error;
 pub use packages::Submitted;
 pub use submitter::{Submitter, SubmitterBuilder, Ticket};
+pub use watch::Watch;
 pub use worker::{Completion, Delivery, Failure, Worker};
 
 /// The API's data, as it travels. Fields are documented in `proto/wharf/v1`.
 pub use crate::proto::v1::{
-    Alarm, Backoff as BackoffSettings, Cause, ClusterSettings, Failure as LastFailure, GetStatusResponse as NodeStatus,
-    History, Member, NewPackage, Package, Queue, QueueSettings, QueueStats, State, StateHash, Worker as WorkerInfo,
-    worker::Status as WorkerStatus,
+    Alarm, Backoff as BackoffSettings, Cause, ClusterSettings, Event, Failure as LastFailure,
+    GetStatusResponse as NodeStatus, History, Member, NewPackage, Package, Queue, QueueSettings, QueueStats, State,
+    StateHash, Worker as WorkerInfo, worker::Status as WorkerStatus,
 };

@@ -106,6 +106,11 @@ impl Nodes {
         self.book.lock().leave(&node.addr);
     }
 
+    /// One or the other.
+    pub fn elsewhere_or_lost(&self, node: &Node, broken: bool) {
+        if broken { self.lost(node) } else { self.elsewhere(node) }
+    }
+
     /// Takes the leader's address from an answer.
     pub fn learn(&self, metadata: &MetadataMap) {
         if let Some(addr) = metadata.get(LEADER_KEY).and_then(|value| value.to_str().ok()) {

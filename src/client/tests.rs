@@ -20,10 +20,11 @@ use crate::proto::v1::work_request::Request as Ask;
 use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use crate::proto::v1::{
-    CancelPackageRequest, CancelPackageResponse, Deliver, EndOfWork, GetPackageRequest, GetPackageResponse, Goaway,
-    Held, Hello, Outcome, Pong, PurgePackagesRequest, PurgePackagesResponse, RetryPackageRequest, RetryPackageResponse,
-    Revoke, Settled, SubmitRequest, SubmitResponse, SubmitResult, SubmitStreamRequest, SubmitStreamResponse, Verdict,
-    WaitPackageRequest, WaitPackageResponse, Welcome, WorkRequest, WorkResponse, verdict,
+    Bookmark, CancelPackageRequest, CancelPackageResponse, Deliver, EndOfWork, GetPackageRequest, GetPackageResponse,
+    Goaway, Held, Hello, Outcome, Pong, PurgePackagesRequest, PurgePackagesResponse, RetryPackageRequest,
+    RetryPackageResponse, Revoke, Settled, SubmitRequest, SubmitResponse, SubmitResult, SubmitStreamRequest,
+    SubmitStreamResponse, Verdict, WaitPackageRequest, WaitPackageResponse, WatchRequest, WatchResponse, Welcome,
+    WorkRequest, WorkResponse, verdict, watch_response,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -44,7 +45,12 @@ struct FakeNode {
     ids: Arc<Mutex<Vec<String>>>,
     /// Whom it names as the leader.
     leader: Arc<Mutex<Option<String>>>,
+    /// What the next watches hear, last first, and where they wanted to begin.
+    watches: Arc<Mutex<Vec<WatchScript>>>,
+    starts: Arc<Mutex<Vec<u64>>>,
 }
+
+type WatchScript = Vec<Result<WatchResponse, Status>>;
 
 struct WorkerStream {
     from_worker: Streaming<WorkRequest>,
@@ -140,6 +146,7 @@ impl WorkerService for FakeNode {
 #[tonic::async_trait]
 impl PackageService for FakeNode {
     type SubmitStreamStream = ReceiverStream<Result<SubmitStreamResponse, Status>>;
+    type WatchStream = tokio_stream::Iter<std::vec::IntoIter<Result<WatchResponse, Status>>>;
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
         let results = self.take(request.into_inner().packages)?;
@@ -190,6 +197,12 @@ impl PackageService for FakeNode {
     ) -> Result<Response<PurgePackagesResponse>, Status> {
         Err(Status::unimplemented("not scripted"))
     }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        self.starts.lock().push(request.into_inner().start_revision);
+        let script = self.watches.lock().pop().ok_or_else(|| refusal(Code::OutOfRange, "REVISION_COMPACTED"))?;
+        Ok(Response::new(tokio_stream::iter(script)))
+    }
 }
 
 impl FakeNode {
@@ -232,6 +245,8 @@ impl Fake {
             submits: Default::default(),
             ids: Default::default(),
             leader: Default::default(),
+            watches: Default::default(),
+            starts: Default::default(),
         };
         let router = Server::builder()
             .add_service(WorkerServiceServer::new(node.clone()))
@@ -513,4 +528,47 @@ async fn a_broken_submit_stream_makes_each_package_once() {
     ids.dedup();
     assert_eq!(ids.len(), 500);
     assert_eq!(fake.node.ids.lock().len(), 500);
+}
+
+fn told(revision: u64) -> Result<WatchResponse, Status> {
+    let event = Event { revision, ..Default::default() };
+    Ok(WatchResponse { update: Some(watch_response::Update::Event(event)), revision })
+}
+
+fn bookmark(revision: u64) -> Result<WatchResponse, Status> {
+    let update = Some(watch_response::Update::Bookmark(Bookmark { revision }));
+    Ok(WatchResponse { update, revision })
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was_and_asks_everybody_before_it_gives_up() {
+    let (first, second) = (Fake::start().await, Fake::start().await);
+    let broken = || Err(Status::unavailable("the node is gone"));
+    let mut scripts = vec![
+        vec![bookmark(6), told(8), broken()],
+        // A node that begins too early is not believed.
+        vec![bookmark(6), told(8), told(9), bookmark(20), broken()],
+        // It ends without a word.
+        vec![told(30)],
+        vec![told(31), Err(refusal(Code::ResourceExhausted, "READER_TOO_SLOW"))],
+    ];
+    scripts.reverse();
+    *first.node.watches.lock() = scripts;
+    let mut watch = first.client().watch("jobs");
+    let mut heard = Vec::new();
+    for _ in 0..4 {
+        heard.push(watch.next().await.expect("it goes on").revision);
+    }
+    assert_eq!(heard, [8, 9, 30, 31]);
+    let error = watch.next().await.expect_err("the only node knows no more");
+    assert_eq!(error.reason(), "REVISION_COMPACTED");
+    assert_eq!(*first.node.starts.lock(), [0, 9, 21, 31, 32]);
+
+    *second.node.watches.lock() = vec![vec![bookmark(31), told(40)]];
+    let both = Client::builder(&format!("{},{}", first.addr, second.addr)).timeout(SOON).build().unwrap();
+    let mut watch = both.watch("jobs").from_revision(32);
+    assert_eq!(watch.next().await.expect("the other node knows").revision, 40);
+    assert_eq!(*second.node.starts.lock(), [32]);
+    let error = watch.next().await.expect_err("nobody knows any more");
+    assert_eq!((error.reason(), watch.resume_revision()), ("REVISION_COMPACTED", 41));
 }

@@ -3,11 +3,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::reject::Reject;
 use super::view::PackageBody;
-use crate::types::{Epoch, Fence, QueueName};
+use crate::types::{Blob, Epoch, Fence, QueueName};
 
 /// A session's own id, as its client minted it.
 pub type SessionId = Arc<str>;
@@ -55,7 +53,7 @@ pub struct Delivery {
     /// 1 for the first.
     pub attempt: u32,
     pub priority: u32,
-    pub checkpoint: Bytes,
+    pub checkpoint: Blob,
 }
 
 /// What became of a lease that a returning worker says it holds.

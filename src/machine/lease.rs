@@ -40,6 +40,7 @@ impl Machine {
         let grants = self.state.grants;
         self.state.sessions.at_mut(number).served = grants;
         self.refresh(number);
+        self.tell(slot, Some(Phase::Ready), number, None);
         self.delivery(slot)
     }
 

@@ -3,8 +3,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
+use super::change::LeaseEnd;
 use super::effect::{Effect, SessionId};
 use super::state::{NONE, Package, QueueNo, Settlement, Slot, Tombstone};
 use super::tables::ids::{hash_id, wide_hash_id};
@@ -23,10 +22,11 @@ pub struct Blame<'a> {
 }
 
 impl Machine {
-    /// Changes a package: out of its orders, changed, into those of its new state.
-    fn shift(&mut self, slot: Slot, change: impl FnOnce(&mut Package)) {
+    /// Changes a package: out of its orders, changed, into those of its new state. `end`: how its lease
+    /// ended, if it had one.
+    fn shift(&mut self, slot: Slot, end: Option<LeaseEnd>, change: impl FnOnce(&mut Package)) {
         let package = self.state.packages.at(slot);
-        let queue = package.queue;
+        let (queue, from, holder) = (package.queue, package.phase, package.session);
         self.index.displace(slot, package);
         let (before, was_live) = (package.bytes(), !package.phase.is_finished());
         let revision = self.state.bump();
@@ -45,6 +45,7 @@ impl Machine {
             self.now.emptied.push(queue);
         }
         self.now.changes += 1;
+        self.tell(slot, Some(from), holder, end);
     }
 
     /// A new package, checked before. Scheduled, ready, or expired on arrival.
@@ -77,6 +78,7 @@ impl Machine {
         self.index.add(slot, self.state.packages.at(slot));
         self.state.queues.at_mut(queue).submitted += 1;
         self.now.changes += 1;
+        self.tell(slot, None, NONE, None);
         self.expire_if_due(slot);
         slot
     }
@@ -87,10 +89,10 @@ impl Machine {
     }
 
     /// Back in line, at its old place; or expired, if its time came while it was away.
-    pub(super) fn make_ready(&mut self, slot: Slot) {
+    pub(super) fn make_ready(&mut self, slot: Slot, end: Option<LeaseEnd>) {
         let package = self.state.packages.at(slot);
         let level = self.level(package.queue, &package.body);
-        self.shift(slot, |package| {
+        self.shift(slot, end, |package| {
             package.phase = Phase::Ready;
             package.level = level;
             package.session = NONE;
@@ -100,8 +102,8 @@ impl Machine {
     }
 
     /// To rest until `due`.
-    fn make_scheduled(&mut self, slot: Slot, due: Ticks) {
-        self.shift(slot, |package| {
+    fn make_scheduled(&mut self, slot: Slot, due: Ticks, end: Option<LeaseEnd>) {
+        self.shift(slot, end, |package| {
             package.phase = Phase::Scheduled;
             package.session = NONE;
             package.ticks = due;
@@ -119,18 +121,18 @@ impl Machine {
 
     /// Its end. The payload goes, but for a DEAD package that somebody may want to retry.
     pub(super) fn finish(&mut self, slot: Slot, phase: Phase) {
-        self.finish_as(slot, phase, None);
+        self.finish_as(slot, phase, None, None);
     }
 
-    /// Its end here, with a copy at `moved_to`.
-    pub(super) fn finish_as(&mut self, slot: Slot, phase: Phase, moved_to: Option<Arc<str>>) {
+    /// Its end here, with a copy at `moved_to`; `end`: how its last lease ended with it.
+    pub(super) fn finish_as(&mut self, slot: Slot, phase: Phase, moved_to: Option<Arc<str>>, end: Option<LeaseEnd>) {
         let (ticks, wall) = (self.state.ticks, self.state.wall);
         let finish_seq = self.state.next_finish;
         self.state.next_finish += 1;
         let package = self.state.packages.at(slot);
         let queue = package.queue;
         let worker = self.state.sessions.get(package.session).map(|session| session.worker.clone());
-        self.shift(slot, |package| {
+        self.shift(slot, end, |package| {
             package.phase = phase;
             package.session = NONE;
             package.ticks = ticks;
@@ -160,6 +162,7 @@ impl Machine {
     /// An attempt: rest and come back, or dead.
     pub(super) fn charge(&mut self, slot: Slot, blame: &Blame<'_>) {
         self.state.queues.at_mut(self.state.packages.at(slot).queue).count_lease_end(blame.cause);
+        let end = LeaseEnd::charged(blame.cause);
         let failure = FailureView {
             cause: blame.cause,
             message: cut(blame.message, limits::MAX_MESSAGE_BYTES).into(),
@@ -174,26 +177,26 @@ impl Machine {
         let settings = &self.state.queues.at(package.queue).settings;
         let most = package.body.max_attempts().unwrap_or(settings.max_attempts);
         if blame.permanent || package.attempts >= most {
-            self.die(slot);
+            self.die(slot, end);
             return;
         }
         let noise = hash_id(&package.body.id).rotate_left(package.attempts % 64) ^ u64::from(package.attempts);
         let rest = blame.retry_delay_ms.unwrap_or_else(|| settings.backoff_ms(package.attempts, noise));
         if rest == 0 {
-            self.make_ready(slot);
+            self.make_ready(slot, end);
         } else {
-            self.make_scheduled(slot, self.state.ticks.plus(rest));
+            self.make_scheduled(slot, self.state.ticks.plus(rest), end);
         }
     }
 
     /// A lease that ended without anybody's fault.
     pub(super) fn return_free(&mut self, slot: Slot, cause: Cause) {
         self.state.queues.at_mut(self.state.packages.at(slot).queue).count_lease_end(cause);
-        self.make_ready(slot);
+        self.make_ready(slot, LeaseEnd::free(cause));
     }
 
     /// Out of attempts. With a dead-letter queue a copy goes there in the same step.
-    fn die(&mut self, slot: Slot) {
+    fn die(&mut self, slot: Slot, end: Option<LeaseEnd>) {
         let package = self.state.packages.at(slot);
         let settings = &self.state.queues.at(package.queue).settings;
         let target = QueueName::parse(&settings.dead_letter_queue)
@@ -207,9 +210,9 @@ impl Machine {
             if self.find(target, &body.id).is_none() {
                 self.insert(target, body, content_hash);
             }
-            self.finish_as(slot, Phase::Dead, Some(moved_to));
+            self.finish_as(slot, Phase::Dead, Some(moved_to), end);
         } else {
-            self.finish(slot, Phase::Dead);
+            self.finish_as(slot, Phase::Dead, None, end);
         }
     }
 
@@ -217,7 +220,7 @@ impl Machine {
     /// has passed is dropped, or it would take the payload with it at once.
     pub(super) fn revive(&mut self, slot: Slot) {
         let wall = self.state.wall;
-        self.shift(slot, |package| {
+        self.shift(slot, None, |package| {
             package.phase = Phase::Ready;
             package.attempts = 0;
             package.suspect = false;
@@ -336,7 +339,7 @@ impl Machine {
     }
 }
 
-/// The canonical body of a new package, its payload copied out of the batch.
+/// The canonical body of a new package.
 pub(super) fn body_of(
     new: &command::NewPackage,
     queue: QueueName,
@@ -365,13 +368,8 @@ pub(super) fn body_of(
         payload: (&*new.payload).into(),
         priority: new.priority,
         create: now,
-        options: options.boxed(),
+        options: options.shared(),
     }
-}
-
-/// A slice of a batch would keep the whole batch in memory.
-pub(super) fn copied(bytes: &Bytes) -> Bytes {
-    if bytes.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(bytes) }
 }
 
 fn drop_payload(package: &mut Package) {
@@ -403,7 +401,7 @@ fn dead_letter(package: &Package, queue: QueueName, now: crate::types::Wall) -> 
         id: format!("{}#{}", body.id, package.fence).into(),
         queue,
         create: now,
-        options: options.boxed(),
+        options: options.shared(),
         ..PackageBody::clone(body)
     }
 }

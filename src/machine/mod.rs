@@ -1,4 +1,4 @@
-//! The truth. A pure state machine: `apply(state, meta, batch) -> replies + effects`.
+//! The truth. A pure state machine: `apply(state, meta, batch) -> replies + effects + changes`.
 //!
 //! [`state`] is what is stored, [`index`] what is computed from it. `on/` has one room for each
 //! family of commands, [`lease`] what they share, [`matching`] decides who gets what.
@@ -6,11 +6,12 @@
 //! Invariants: no clock, randomness, IO, environment, threads, async, floats or logging; every
 //! number that `apply` reads is in the state or fixed by the machine version; hash maps only for
 //! point look-ups. A refusal ([`Reject`]) is data and changes nothing. The same log gives the
-//! same state, replies and effects on every node, also on one that began from a snapshot.
+//! same state, replies, effects and changes on every node, also on one that began from a snapshot.
 //! `check` lists what else holds after each step.
 //!
 //! Absent on purpose: who is leader, which streams live, where bytes are stored.
 
+pub mod change;
 mod check;
 pub mod command;
 pub mod effect;
@@ -32,6 +33,7 @@ mod timers;
 pub mod version;
 pub mod view;
 
+pub use change::Change;
 pub use command::{Outcome, Reply};
 pub use effect::Effect;
 pub use reject::Reject;
@@ -59,6 +61,8 @@ pub struct Applied {
     pub outcomes: Vec<Outcome>,
     /// In the order in which they must leave. Only the leader acts on them.
     pub effects: Vec<Effect>,
+    /// What happened to packages, in the order of revisions. The same on every node.
+    pub changes: Vec<Change>,
 }
 
 /// The machine cannot go on: a broken invariant, or bytes of a later version. Halts the node.
@@ -85,6 +89,7 @@ pub struct Machine {
 #[derive(Default)]
 struct Now {
     effects: Vec<Effect>,
+    told: Vec<Change>,
     /// Queues whose last live package went: perhaps ended.
     emptied: Vec<QueueNo>,
     /// Packages changed by the command under way.
@@ -129,7 +134,8 @@ impl Machine {
         // Last, for one command may end a queue and the next bring it work again.
         self.announce_ends();
         let outcomes = outcomes.into_iter().flatten().collect();
-        Ok(Applied { outcomes, effects: std::mem::take(&mut self.now.effects) })
+        let (effects, changes) = (std::mem::take(&mut self.now.effects), std::mem::take(&mut self.now.told));
+        Ok(Applied { outcomes, effects, changes })
     }
 
     /// Notes an entry without commands (blank, membership).

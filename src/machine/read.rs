@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::effect::{Delivery, SessionId};
 use super::index::is_attached;
 use super::state::{QueueNo, SessionNo, Slot, Tombstone};
 use super::view::{PackageView, QueueView, SessionStatus, SessionView, Summary};
 use super::{Machine, Reject, Result, sweep};
 use crate::proto::internal::ClusterSettings;
-use crate::types::{Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
+use crate::types::{Blob, Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
 
 /// So many idle sessions of a class are counted when prefetch is shared out anew.
 const MOST_IDLE: usize = 64;
@@ -78,8 +76,8 @@ impl Machine {
             lease_expire: None,
             due: None,
             finish: None,
-            checkpoint: Bytes::new(),
-            result: Bytes::new(),
+            checkpoint: Blob::default(),
+            result: Blob::default(),
             result_content_type: "".into(),
             result_evicted: false,
             moved_to: None,
@@ -230,6 +228,11 @@ impl Machine {
 
     pub fn cluster_settings(&self) -> ClusterSettings {
         self.state.cluster.show()
+    }
+
+    /// The state's revision.
+    pub fn revision(&self) -> Revision {
+        self.state.revision
     }
 
     pub fn summary(&self) -> Summary {

@@ -21,7 +21,7 @@ use crate::proto::internal::{
     SnapshotEnd, SnapshotFailure, SnapshotFree, SnapshotGlobals, SnapshotPackage, SnapshotQueue, SnapshotRare,
     SnapshotRecord, SnapshotRedrive, SnapshotSession, SnapshotSweep, SnapshotTombstones,
 };
-use crate::types::{Cause, Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
+use crate::types::{Blob, Cause, Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
 
 const FORMAT: u32 = 1;
 const TOMBSTONE_BYTES: usize = 41;
@@ -228,8 +228,8 @@ fn store_package(package: &Package) -> SnapshotPackage {
 
 fn store_rare(rare: &Rare) -> SnapshotRare {
     SnapshotRare {
-        checkpoint: rare.checkpoint.clone(),
-        result: rare.result.clone(),
+        checkpoint: rare.checkpoint.to_bytes(),
+        result: rare.result.to_bytes(),
         result_content_type: rare.result_content_type.as_ref().map(|text| text.to_string()),
         result_evicted: rare.result_evicted,
         moved_to: rare.moved_to.as_ref().map(|text| text.to_string()),
@@ -466,7 +466,7 @@ fn load_package(stored: SnapshotPackage, queue: &Queue) -> Result<Package, Broke
         payload: (&*stored.payload).into(),
         priority: stored.priority,
         create: Wall(stored.create),
-        options: options.boxed(),
+        options: options.shared(),
     };
     Ok(Package {
         body: Arc::new(body),
@@ -500,8 +500,8 @@ fn load_rare(stored: SnapshotRare) -> Result<Rare, Broken> {
         }))
     });
     Ok(Rare {
-        checkpoint: stored.checkpoint,
-        result: stored.result,
+        checkpoint: Blob::copied(&stored.checkpoint),
+        result: Blob::copied(&stored.result),
         result_content_type: stored.result_content_type.map(Into::into),
         result_evicted: stored.result_evicted,
         moved_to: stored.moved_to.map(Into::into),

@@ -6,12 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::settings::{Cluster, Settings};
 use super::tables::{Fifo, Slab, slab};
 use super::view::{FailureView, PackageBody};
-use crate::types::{Cause, Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
+use crate::types::{Blob, Cause, Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
 
 /// Numbers of slots in the tables.
 pub type Slot = u32;
@@ -121,8 +119,8 @@ pub struct Package {
 /// What few packages have while they wait.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rare {
-    pub checkpoint: Bytes,
-    pub result: Bytes,
+    pub checkpoint: Blob,
+    pub result: Blob,
     pub result_content_type: Option<Arc<str>>,
     pub result_evicted: bool,
     pub moved_to: Option<Arc<str>>,
@@ -153,9 +151,8 @@ impl Package {
 
     /// Bytes that count against budgets.
     pub fn bytes(&self) -> u64 {
-        let body = &self.body;
         let rare = self.rare.as_ref().map_or(0, |rare| rare.checkpoint.len() + rare.result.len());
-        (body.payload.len() + body.id.len() + rare + OVERHEAD_BYTES) as u64
+        (self.body.payload.len() + self.body.id.len() + rare + OVERHEAD_BYTES) as u64
     }
 
     /// LEASED and being worked on.

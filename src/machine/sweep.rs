@@ -185,7 +185,7 @@ impl Machine {
         });
         self.insert(number, body, content_hash);
         let phase = if dead { Phase::Dead } else { Phase::Cancelled };
-        self.finish_as(slot, phase, Some(format!("{target}/{id}").into()));
+        self.finish_as(slot, phase, Some(format!("{target}/{id}").into()), None);
         true
     }
 

@@ -30,7 +30,7 @@ impl Machine {
     fn ring(&mut self, timer: Timer) {
         match timer {
             Timer::Lease(slot) => self.lease_due(slot),
-            Timer::Backoff(slot) => self.make_ready(slot),
+            Timer::Backoff(slot) => self.make_ready(slot, None),
             Timer::Grace(number) => self.grace_over(number),
             Timer::Failover => {
                 self.state.failover_armed = false;
@@ -59,7 +59,7 @@ impl Machine {
 
     fn come_due(&mut self, alarm: Alarm) {
         match alarm {
-            Alarm::Due(slot) => self.make_ready(slot),
+            Alarm::Due(slot) => self.make_ready(slot, None),
             Alarm::Expire(slot) => self.finish(slot, Phase::Expired),
         }
     }

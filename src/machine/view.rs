@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::proto::internal::QueueSettings;
-use crate::types::{Cause, Epoch, Fence, QueueName, Revision, State, Wall};
+use crate::types::{Blob, Cause, Epoch, Fence, QueueName, Revision, State, Wall};
 
 /// What a package's submitter set; shared by reference between state, views and deliveries. There are
 /// millions of them: what few set stands apart.
@@ -17,7 +17,7 @@ pub struct PackageBody {
     pub payload: Box<[u8]>,
     pub priority: Option<u32>,
     pub create: Wall,
-    pub options: Option<Box<BodyOptions>>,
+    pub options: Option<Arc<BodyOptions>>,
 }
 
 /// What few submitters set.
@@ -49,8 +49,8 @@ pub struct PackageView {
     /// SCHEDULED: when it is due.
     pub due: Option<Wall>,
     pub finish: Option<Wall>,
-    pub checkpoint: Bytes,
-    pub result: Bytes,
+    pub checkpoint: Blob,
+    pub result: Blob,
     pub result_content_type: Arc<str>,
     pub result_evicted: bool,
     pub moved_to: Option<Arc<str>>,
@@ -168,9 +168,9 @@ impl PackageBody {
     }
 
     pub fn change_options(&mut self, change: impl FnOnce(&mut BodyOptions)) {
-        let mut options = self.options.take().map_or_else(BodyOptions::default, |options| *options);
+        let mut options = self.options.take().map(Arc::unwrap_or_clone).unwrap_or_default();
         change(&mut options);
-        self.options = options.boxed();
+        self.options = options.shared();
     }
 
     /// The payload for whoever sends it: not copied, the body lives as long.
@@ -200,7 +200,7 @@ impl PackageBody {
 
 impl BodyOptions {
     /// None if there are none.
-    pub fn boxed(self) -> Option<Box<Self>> {
-        (self != Self::default()).then(|| Box::new(self))
+    pub fn shared(self) -> Option<Arc<Self>> {
+        (self != Self::default()).then(|| Arc::new(self))
     }
 }

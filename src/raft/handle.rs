@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
+use super::changes::Changes;
 use super::data_dir::DataDir;
 use super::machine_adapter::State;
 use super::network::{Channels, Purpose};
@@ -182,6 +183,11 @@ impl Handle {
     /// The effect feed; there is one consumer (dispatch). Batches come only while this node leads.
     pub fn take_effects(&self) -> Option<mpsc::Receiver<Feed>> {
         self.inner.effects.lock().take()
+    }
+
+    /// What happened to packages lately, as this node applied it.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.inner.state.changes
     }
 
     /// This node's number.

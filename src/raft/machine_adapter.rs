@@ -19,6 +19,7 @@ use prost::Message;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
+use super::changes::{Bounds, Changes};
 use super::clock::AppliedTime;
 use super::counters::Counters;
 use super::handle::{EffectBatch, Feed, FingerprintResult};
@@ -36,6 +37,7 @@ pub struct State {
     pub machine: RwLock<Machine>,
     pub time: Arc<AppliedTime>,
     pub counters: Arc<Counters>,
+    pub changes: Arc<Changes>,
     pub blocking: Blocking,
     /// Something was applied.
     pub applied: Notify,
@@ -62,6 +64,7 @@ impl State {
             machine: RwLock::new(Machine::new()),
             time: Arc::default(),
             counters,
+            changes: Changes::new(Bounds::default()),
             blocking,
             applied: Notify::new(),
             feed_term: AtomicU64::new(0),
@@ -82,10 +85,15 @@ impl State {
         }
         let batch = Batch::decode(bytes.clone()).map_err(|error| Broken::Invariant(format!("undecodable: {error}")))?;
         let started = Instant::now();
-        let applied = naming(meta.index, bytes, || self.machine.write().apply(meta, &batch))?;
+        let (applied, revision) = naming(meta.index, bytes, || {
+            let mut machine = self.machine.write();
+            let applied = machine.apply(meta, &batch)?;
+            Ok((applied, machine.revision()))
+        })?;
         self.counters.applied(started.elapsed());
         self.time.note(batch.ticks, batch.wall);
-        let Applied { outcomes, mut effects } = applied;
+        let Applied { outcomes, mut effects, changes } = applied;
+        self.changes.append(changes, revision);
         if effects.iter().any(|effect| matches!(effect, Effect::Fingerprint)) {
             effects.retain(|effect| !matches!(effect, Effect::Fingerprint));
             self.take_fingerprint(meta.index);
@@ -167,6 +175,7 @@ impl State {
         let summary = machine.summary();
         *self.machine.write() = machine;
         self.time.reset(summary.ticks, summary.wall);
+        self.changes.restart(summary.revision);
         if self.feed.try_send(Feed::Gap).is_err() {
             self.gap.store(true, Ordering::Relaxed);
         }

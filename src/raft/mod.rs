@@ -3,7 +3,8 @@
 //! The ways through: a command goes `handle` → `proposer` (group commit) → Raft → `log_store` and
 //! `network` → `machine_adapter` → back through the proposer. Beside it stand `leadership` (barrier,
 //! `LeaderStarted`), `ticker` and `clock` (time through the log), `failover`, `bootstrap`,
-//! `maintenance` (snapshots, purge, alarms), `reads` (read index) and `peers` (who is who).
+//! `maintenance` (snapshots, purge, alarms), `reads` (read index), `changes` (what
+//! happened to packages, for readers) and `peers` (who is who).
 //!
 //! Invariants: nothing is confirmed that a quorum has not on disk; "not applied" is said only when
 //! it is certain; every peer call names who is meant, by incarnation. Only `raft` and `storage` name
@@ -13,6 +14,7 @@
 //! forwarding of client calls (`api`), leader leases.
 
 pub mod bootstrap;
+pub mod changes;
 mod clock;
 mod convert;
 mod counters;
@@ -212,6 +214,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
     tokio::spawn(ticker::run(Arc::clone(&state), stamper, Arc::clone(&proposer), standing_out.clone()));
     tokio::spawn(Arc::clone(&failover).run(raft.clone()));
     tokio::spawn(maintenance.run());
+    tokio::spawn(Arc::clone(&state.changes).route());
     tokio::spawn(async move {
         if let Err(refused) = former.run().await {
             // A reason that is already there counts more.

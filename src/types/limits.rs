@@ -100,6 +100,21 @@ pub const MAX_WAITERS: usize = 100_000;
 pub const MAX_STREAMS_A_CONNECTION: u32 = 16_384;
 /// Connections a listener.
 pub const MAX_CONNECTIONS: usize = 10_000;
+/// Changes of packages that a node keeps for watchers, and about how many bytes they may hold.
+pub const CHANGES_KEPT: usize = 65_536;
+pub const CHANGES_KEPT_BYTES: usize = 32 << 20;
+/// Changes that a reader takes at once.
+pub const CHANGES_A_READ: usize = 1024;
+/// Watchers, and others who follow the changes, on one node.
+pub const MAX_CHANGE_READERS: usize = 10_000;
+/// Events on their way to one watcher.
+pub const WATCH_QUEUE: usize = 256;
+/// A watcher far behind that takes nothing for so long is cut off.
+pub const WATCH_STALL_MS: u64 = 1_000;
+/// An idle watcher is told so often how far it is.
+pub const WATCH_BOOKMARK_MS: u64 = 10_000;
+/// After so many changes that were not for it a watcher is told how far it is.
+pub const WATCH_BOOKMARK_AFTER: u64 = 10_000;
 /// Batches of effects between apply and dispatch; past that dispatch rebuilds from state.
 pub const MAX_EFFECT_BATCHES: usize = 4096;
 
@@ -192,6 +207,8 @@ pub const CLIENT_DRAIN_MS: u64 = 300_000;
 pub const CLIENT_GOODBYE_MS: u64 = 1_000;
 /// A settlement that the cluster could not take now is sent again after this.
 pub const CLIENT_RESEND_MS: u64 = 50;
+/// A watch that hears nothing for so long goes on elsewhere.
+pub const CLIENT_WATCH_SILENCE_MS: u64 = 3 * WATCH_BOOKMARK_MS;
 /// Extensions of one lease that wait for their turn.
 pub const CLIENT_MAX_EXTENSIONS_WAITING: usize = 16;
 

@@ -3,12 +3,14 @@
 //! Invariants: nothing here does IO or reads a clock. A value of one of these types is valid:
 //! what came from outside was checked when it was made.
 
+pub mod blob;
 pub mod ids;
 pub mod limits;
 pub mod name;
 pub mod state;
 pub mod time;
 
+pub use blob::Blob;
 pub use ids::{Epoch, Fence, NodeId, Revision};
 pub use name::QueueName;
 pub use state::{Cause, State};

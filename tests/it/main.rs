@@ -17,6 +17,7 @@ mod pace;
 mod refusals;
 mod restarts;
 mod retries;
+mod watch;
 mod workers;
 
 /// Not a test of its own: worker processes are this program, started anew with this test's name and

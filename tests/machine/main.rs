@@ -15,6 +15,7 @@ mod build;
 mod dialect;
 mod fairness;
 mod fixtures;
+mod follower;
 mod limits;
 mod model;
 mod random;

@@ -8,6 +8,8 @@ use wharf::machine::command::{Batch, Command, Op};
 use wharf::machine::{Applied, Effect, Machine, Meta};
 use wharf::proto::internal::SnapshotRecord;
 
+use crate::follower::Follower;
+
 /// Snapshots taken along a log when its replay is proved.
 const SNAPSHOTS: usize = 24;
 
@@ -29,6 +31,8 @@ pub struct Stage {
     log: Vec<Entry>,
     /// Who got which fence, by effects alone.
     granted: BTreeMap<u64, String>,
+    /// Sees the changes only.
+    follower: Follower,
 }
 
 /// Where the wall clock of every stage begins: 2026-01-01T00:00:00Z.
@@ -36,7 +40,15 @@ pub const WALL_BEGIN: u64 = 1_767_225_600_000;
 
 impl Stage {
     pub fn new() -> Self {
-        Self { machine: Machine::new(), ticks: 0, wall: WALL_BEGIN, term: 1, log: Vec::new(), granted: BTreeMap::new() }
+        Self {
+            machine: Machine::new(),
+            ticks: 0,
+            wall: WALL_BEGIN,
+            term: 1,
+            log: Vec::new(),
+            granted: BTreeMap::new(),
+            follower: Follower::default(),
+        }
     }
 
     /// Applies one batch with the stamps as they are. The error says which law broke.
@@ -67,6 +79,7 @@ impl Stage {
             last = outcome.revision;
         }
         self.watch_fences(&applied.effects)?;
+        self.follower.follow(&applied, &self.machine)?;
         Ok(applied)
     }
 
@@ -141,9 +154,10 @@ impl Stage {
     }
 
     /// The law of replay: from scratch, and from snapshots at many places, the log gives the same
-    /// bytes, answers and effects, so also the same next assignments.
+    /// bytes, answers, effects and changes, so also the same next assignments.
     pub fn prove_replay(&self) -> Result<(), String> {
         let end = self.machine.freeze().hash();
+        self.follower.knows(&written(&self.machine))?;
         let every = self.log.len().div_ceil(SNAPSHOTS).max(1);
         let mut scratch = Machine::new();
         let mut snapshots = Vec::new();

@@ -8,7 +8,7 @@ use super::super::status::reason;
 use super::*;
 
 /// Three nodes: the leader and two that follow.
-async fn three() -> (Node, Node, Node) {
+pub(super) async fn three() -> (Node, Node, Node) {
     let mut nodes = nodes(3, 3).await;
     let leader = loop {
         if let Some(at) = nodes.iter().position(|node| node.raft.standing().borrow().leading.is_some()) {

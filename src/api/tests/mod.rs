@@ -2,6 +2,7 @@
 
 mod across;
 mod refusals;
+mod watching;
 mod work;
 
 use std::io;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use crate::machine::command::{Complete, Completion, Extend, Extension, Fail, Failed, Lease, Release, Speaker};
 use crate::machine::lease::Standing;
-use crate::machine::life::{Blame, copied};
+use crate::machine::life::Blame;
 use crate::machine::state::{SessionNo, Settlement, Slot};
 use crate::machine::{Machine, Reject, Reply, Result};
-use crate::types::{Cause, Fence, State as Phase, limits};
+use crate::types::{Blob, Cause, Fence, State as Phase, limits};
 
 impl Machine {
     pub(in crate::machine) fn on_complete(&mut self, op: &Complete) -> Result<Reply> {
@@ -39,7 +39,7 @@ impl Machine {
             let package = self.state.packages.at_mut(slot);
             let before = package.bytes();
             let rare = package.rare();
-            rare.result = copied(&op.result);
+            rare.result = Blob::copied(&op.result);
             rare.result_content_type =
                 (!op.result_content_type.is_empty()).then(|| op.result_content_type.as_str().into());
             self.resized_off_hold(slot, before);
@@ -114,7 +114,7 @@ impl Machine {
         if !op.checkpoint.is_empty() {
             let package = self.state.packages.at_mut(slot);
             let before = package.bytes();
-            package.rare().checkpoint = copied(&op.checkpoint);
+            package.rare().checkpoint = Blob::copied(&op.checkpoint);
             let package = self.state.packages.at(slot);
             self.index.resized(package, before);
             self.refresh(number);
