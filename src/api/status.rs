@@ -482,10 +482,23 @@ fn of_transfer(error: &TransferError) -> Parts {
         )
         .retry_ms(1_000)
         .meta("node", node),
+        TransferError::Unreachable(node) => Parts::new(
+            Code::FailedPrecondition,
+            "NODE_UNREACHABLE",
+            format!("node {node} cannot be reached, so it could not lead. Start it, or choose another node"),
+        )
+        .meta("node", node),
+        TransferError::AnotherLeads { to, leader } => Parts::new(
+            Code::Unavailable,
+            "ANOTHER_NODE_LEADS",
+            format!("node {leader} leads now, not node {to}. Try again if it must be that one"),
+        )
+        .retry_ms(1_000)
+        .meta("node", leader),
         TransferError::Alone => Parts::new(
             Code::FailedPrecondition,
             "NO_OTHER_VOTER",
-            "there is no other voter that could lead. Add a node first",
+            "there is no other voter that can be reached and could lead. Start or add a node first",
         ),
     }
 }

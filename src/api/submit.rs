@@ -1,8 +1,7 @@
 //! Submitting: single calls and the pipelined stream.
 //!
-//! Invariants: a call with a bad field is refused as a whole, nothing of it is taken. On the stream a
-//! bad package is refused alone (unless its request is atomic), because the requests of one stream may
-//! come from many callers. A stream has at most `MAX_SUBMITS_IN_FLIGHT_A_STREAM` requests whose
+//! Invariants: a bad package is refused alone, unless its request is atomic. A call of which nothing can
+//! be taken is refused as a whole, with every problem. A stream has at most `MAX_SUBMITS_IN_FLIGHT_A_STREAM` requests whose
 //! answers its client has not taken; past that it is not read.
 
 use std::collections::BTreeMap;
@@ -32,29 +31,22 @@ impl Rpc for v1::SubmitRequest {
     const ACTION: Action = Action::Submit;
 
     async fn run(&self, core: &Core, call: &Call) -> Result<v1::SubmitResponse, Refusal> {
-        let mut problems = Problems::default();
-        problems.items("packages", self.packages.len(), limits::MAX_PACKAGES_A_SUBMIT, true);
-        let packages: Vec<_> = self
-            .packages
-            .iter()
-            .enumerate()
-            .map(|(index, package)| {
-                convert::new_package(package.clone(), At::Item("packages", index), &mut problems, &core.env)
-            })
-            .collect();
-        problems.check()?;
-        let mut results: Vec<_> = packages.iter().map(|package| result_for(&package.queue, &package.id)).collect();
+        let mut shape = Problems::default();
+        shape.items("packages", self.packages.len(), limits::MAX_PACKAGES_A_SUBMIT, true);
+        shape.check()?;
+        let Prepared { submit, mut results, refused } = prepare(self.packages.clone(), self.atomic, &core.env);
+        if submit.packages.is_empty() {
+            // Nothing can be taken: all that is wrong at once.
+            refused.check()?;
+        }
         // A full queue of submits holds its callers back, as long as their time lasts.
         let room = core.raft.ready(Lane::Submit);
         tokio::time::timeout_at(call.ends(), room).await.map_err(|_| ProposeError::Overloaded)?;
-        let (reply, revision) =
-            core.propose(Lane::Submit, Op::Submit(Submit { packages, atomic: self.atomic }), call).await?;
+        let (reply, revision) = core.propose(Lane::Submit, Op::Submit(submit), call).await?;
         let Reply::Submitted(each) = reply else {
             return Err(Refusal::Internal("a submit was answered by something else"));
         };
-        for (index, (result, submitted)) in results.iter_mut().zip(each).enumerate() {
-            fill(result, index, submitted);
-        }
+        fill(&mut results, each);
         Ok(v1::SubmitResponse { results, revision: revision.0 })
     }
 }
@@ -63,46 +55,45 @@ fn result_for(queue: &str, id: &str) -> v1::SubmitResult {
     v1::SubmitResult { queue: queue.to_owned(), id: id.to_owned(), duplicate: false, error: None }
 }
 
-/// `index` is the package's place in the client's request; the machine may have got fewer.
-fn fill(result: &mut v1::SubmitResult, index: usize, submitted: Result<Submitted, Reject>) {
-    match submitted {
-        Ok(submitted) => result.duplicate = submitted.duplicate,
-        Err(Reject::BadField { field, problem }) => {
-            let field = field.split_once("].").map_or(field.as_str(), |(_, field)| field);
-            let field = format!("packages[{index}].{field}");
-            result.error = Some(status::message(Reject::BadField { field, problem }.into()));
+/// Gives each package that went to the machine its answer.
+fn fill(results: &mut [v1::SubmitResult], each: Vec<Result<Submitted, Reject>>) {
+    let open = results.iter_mut().enumerate().filter(|(_, result)| result.error.is_none());
+    for ((index, result), submitted) in open.zip(each) {
+        match submitted {
+            Ok(submitted) => result.duplicate = submitted.duplicate,
+            // The machine may have got fewer: its places are not the client's.
+            Err(Reject::BadField { field, problem }) => {
+                let field = field.split_once("].").map_or(field.as_str(), |(_, field)| field);
+                let field = format!("packages[{index}].{field}");
+                result.error = Some(status::message(Reject::BadField { field, problem }.into()));
+            }
+            Err(reject) => result.error = Some(status::message(reject.into())),
         }
-        Err(reject) => result.error = Some(status::message(reject.into())),
     }
 }
 
-/// One request of a stream: what goes to the machine, and what is answered already.
+/// One request: what goes to the machine, and what is answered already.
 struct Prepared {
-    seq: u64,
     submit: Submit,
     results: Vec<v1::SubmitResult>,
+    /// What is wrong with the packages that do not go there.
+    refused: Problems,
 }
 
-fn prepare(request: v1::SubmitStreamRequest, env: &Env) -> Prepared {
-    let v1::SubmitStreamRequest { seq, packages, atomic } = request;
+fn prepare(packages: Vec<v1::NewPackage>, atomic: bool, env: &Env) -> Prepared {
     let count = packages.len();
-    let mut shape = Problems::default();
-    shape.items("packages", count, limits::MAX_PACKAGES_A_SUBMIT, true);
-    if let Err(refusal) = shape.check() {
-        // One result says it for all, there being too many or none.
-        let error = Some(status::message(refusal));
-        let results = vec![v1::SubmitResult { error, ..Default::default() }];
-        return Prepared { seq, submit: Submit::default(), results };
-    }
     let mut results = Vec::with_capacity(count);
     let mut good = Vec::with_capacity(count);
+    let mut refused = Problems::default();
     for (index, package) in packages.into_iter().enumerate() {
         let mut problems = Problems::default();
         let package = convert::new_package(package, At::Item("packages", index), &mut problems, env);
         let mut result = result_for(&package.queue, &package.id);
-        match problems.check() {
-            Ok(()) => good.push(package),
-            Err(refusal) => result.error = Some(status::message(refusal)),
+        if problems.is_empty() {
+            good.push(package);
+        } else {
+            refused.extend(&problems);
+            result.error = problems.check().err().map(status::message);
         }
         results.push(result);
     }
@@ -112,7 +103,7 @@ fn prepare(request: v1::SubmitStreamRequest, env: &Env) -> Prepared {
             result.error = Some(status::message(Refusal::AtomicRefused));
         }
     }
-    Prepared { seq, submit: Submit { packages: good, atomic }, results }
+    Prepared { submit: Submit { packages: good, atomic }, results, refused }
 }
 
 /// An answer on its way, with its place in the stream's bound.
@@ -148,9 +139,11 @@ async fn read(core: Arc<Core>, mut inbound: Streaming<v1::SubmitStreamRequest>, 
         let Ok(place) = places.clone().acquire_owned().await else { return };
         core.raft.ready(Lane::Submit).await;
         token += 1;
-        let Prepared { seq, submit, results } = prepare(request, &core.env);
+        let seq = request.seq;
+        let (submit, results) = prepare_alone(request, &core.env);
         if submit.packages.is_empty() {
-            pending.tell(v1::SubmitStreamResponse { seq, results, revision: 0 }, place);
+            let revision = core.raft.view(|machine| machine.revision().0);
+            pending.tell(v1::SubmitStreamResponse { seq, results, revision }, place);
             continue;
         }
         pending.waiting.lock().insert(token, Waiting { seq, results, place });
@@ -169,6 +162,18 @@ async fn read(core: Arc<Core>, mut inbound: Streaming<v1::SubmitStreamRequest>, 
         // The client may be gone: then nobody needs to know.
         let _ = pending.outbound.try_send(Err(status));
     }
+}
+
+/// A stream's request. One that cannot be read at all gets one result that says so.
+fn prepare_alone(request: v1::SubmitStreamRequest, env: &Env) -> (Submit, Vec<v1::SubmitResult>) {
+    let mut shape = Problems::default();
+    shape.items("packages", request.packages.len(), limits::MAX_PACKAGES_A_SUBMIT, true);
+    if let Err(refusal) = shape.check() {
+        let error = Some(status::message(refusal));
+        return (Submit::default(), vec![v1::SubmitResult { error, ..Default::default() }]);
+    }
+    let Prepared { submit, results, .. } = prepare(request.packages, request.atomic, env);
+    (submit, results)
 }
 
 /// The requests of one stream that wait for the machine.
@@ -197,10 +202,9 @@ impl Sink for Pending {
             return;
         };
         let revision = result.as_ref().map_or(0, |outcome| outcome.revision.0);
-        let open = results.iter_mut().enumerate().filter(|(_, result)| result.error.is_none());
         let refusal = match result {
             Ok(Outcome { result: Ok(Reply::Submitted(each)), .. }) => {
-                open.zip(each).for_each(|((index, result), submitted)| fill(result, index, submitted));
+                fill(&mut results, each);
                 return self.tell(v1::SubmitStreamResponse { seq, results, revision }, place);
             }
             Ok(Outcome { result: Ok(_), .. }) => Refusal::Internal("a submit was answered by something else"),
@@ -208,7 +212,8 @@ impl Sink for Pending {
             Err(error) => error.into(),
         };
         let error = status::message(refusal);
-        open.for_each(|(_, result)| result.error = Some(error.clone()));
+        let open = results.iter_mut().filter(|result| result.error.is_none());
+        open.for_each(|result| result.error = Some(error.clone()));
         self.tell(v1::SubmitStreamResponse { seq, results, revision }, place);
     }
 }
@@ -221,30 +226,30 @@ mod tests {
         v1::NewPackage { queue: queue.into(), id: "a".into(), ..Default::default() }
     }
 
-    fn codes(prepared: &Prepared) -> Vec<i32> {
-        prepared.results.iter().map(|result| result.error.as_ref().map_or(0, |error| error.code)).collect()
+    fn codes(results: &[v1::SubmitResult]) -> Vec<i32> {
+        results.iter().map(|result| result.error.as_ref().map_or(0, |error| error.code)).collect()
     }
 
     #[test]
-    fn on_a_stream_a_bad_package_is_refused_alone_unless_the_request_is_atomic() {
+    fn a_bad_package_is_refused_alone_unless_the_request_is_atomic() {
         let packages = vec![package("q"), package("no queue"), package("r")];
-        let request = v1::SubmitStreamRequest { seq: 7, packages, atomic: false };
-        let prepared = prepare(request.clone(), &Env::real());
-        assert_eq!(codes(&prepared), [0, tonic::Code::InvalidArgument as i32, 0]);
+        let prepared = prepare(packages.clone(), false, &Env::real());
+        assert_eq!(codes(&prepared.results), [0, tonic::Code::InvalidArgument as i32, 0]);
         assert_eq!(prepared.submit.packages.len(), 2);
 
-        let prepared = prepare(v1::SubmitStreamRequest { atomic: true, ..request }, &Env::real());
+        let prepared = prepare(packages, true, &Env::real());
         let (bad, other) = (tonic::Code::InvalidArgument as i32, tonic::Code::FailedPrecondition as i32);
-        assert_eq!(codes(&prepared), [other, bad, other]);
+        assert_eq!(codes(&prepared.results), [other, bad, other]);
         assert!(prepared.submit.packages.is_empty());
+        assert!(prepared.refused.check().is_err());
     }
 
     #[test]
-    fn too_many_packages_and_none_get_one_answer() {
+    fn too_many_packages_and_none_get_one_answer_on_a_stream() {
         for count in [0, limits::MAX_PACKAGES_A_SUBMIT + 1] {
             let packages = vec![package("q"); count];
-            let prepared = prepare(v1::SubmitStreamRequest { seq: 1, packages, atomic: false }, &Env::real());
-            assert_eq!(codes(&prepared), [tonic::Code::InvalidArgument as i32]);
+            let request = v1::SubmitStreamRequest { seq: 1, packages, atomic: false };
+            assert_eq!(codes(&prepare_alone(request, &Env::real()).1), [tonic::Code::InvalidArgument as i32]);
         }
     }
 }

@@ -39,6 +39,16 @@ pub struct Problems {
 }
 
 impl Problems {
+    pub fn is_empty(&self) -> bool {
+        self.bad.is_empty() && self.not_yet.is_empty()
+    }
+
+    /// Takes those of another request in.
+    pub fn extend(&mut self, others: &Problems) {
+        self.bad.extend_from_slice(&others.bad);
+        self.not_yet.extend_from_slice(&others.not_yet);
+    }
+
     /// Refuses if there are any.
     pub fn check(self) -> Result<(), Refusal> {
         // What is malformed is told first: nothing of it could be honoured by any version.

@@ -96,7 +96,7 @@ fn of_answer(code: Code, reason: &str, unknown: bool) -> Exit {
         Code::NotFound => Exit::NotFound,
         Code::InvalidArgument => Exit::Usage,
         Code::Unavailable if reason == UNREACHABLE => Exit::Unreachable,
-        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted => Exit::TryAgain,
+        Code::Unavailable | Code::DeadlineExceeded => Exit::TryAgain,
         Code::PermissionDenied | Code::Unauthenticated => Exit::Denied,
         _ => Exit::Failed,
     }
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(exit_of(Code::Unavailable, "OUTCOME_UNKNOWN", true), 75);
         assert_eq!(exit_of(Code::Unavailable, "UNREACHABLE", true), 75, "an earlier try may have been carried out");
         assert_eq!(exit_of(Code::DeadlineExceeded, "DEADLINE", true), 75);
-        assert_eq!(exit_of(Code::Aborted, "REVISION_MISMATCH", false), 75);
+        assert_eq!(exit_of(Code::Aborted, "REVISION_MISMATCH", false), 1, "the same again never succeeds");
         assert_eq!(exit_of(Code::PermissionDenied, "", false), 77);
         assert_eq!(exit_of(Code::Unauthenticated, "", false), 77);
         assert_eq!(exit_of(Code::ResourceExhausted, "QUEUE_FULL", false), 1);

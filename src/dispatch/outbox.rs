@@ -1,7 +1,8 @@
 //! What waits for one worker stream's writer: bounded, coalesced when taken, ended exactly once.
 //!
 //! Invariants: messages leave in the order in which they came, except that settlements may overtake
-//! (never the welcome). A full outbox never drops one message: it ends the stream.
+//! (never the welcome), and that the end of work waits for the answers to what was asked before: a
+//! worker that goes then has heard all. A full outbox never drops one message: it ends the stream.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -79,13 +80,21 @@ pub struct Outbox {
     inner: Mutex<Inner>,
 }
 
+struct Queued {
+    message: Message,
+    /// It leaves when so many answers came.
+    after: u64,
+}
+
 #[derive(Default)]
 struct Inner {
-    messages: VecDeque<Message>,
+    messages: VecDeque<Queued>,
     /// With the permit that lets the reader take one request more once the answer has left.
     settled: VecDeque<(Vec<Settled>, Option<OwnedSemaphorePermit>)>,
-    /// Requests whose answers are still to come: a clean end waits for them.
-    owed: usize,
+    /// Requests that went to the machine, and those of them whose answers came: a clean end waits
+    /// until they are equal.
+    owed: u64,
+    paid: u64,
     end: Option<End>,
     writer: Option<Waker>,
     /// Since when the writer has taken nothing of what waits.
@@ -100,7 +109,9 @@ impl Outbox {
             return false;
         }
         // A client that pings without reading makes one Pong, not many.
-        if matches!(message, Message::Pong) && matches!(inner.messages.back(), Some(Message::Pong)) {
+        if matches!(message, Message::Pong)
+            && inner.messages.back().is_some_and(|last| matches!(last.message, Message::Pong))
+        {
             return true;
         }
         if inner.messages.len() >= limits::MAX_STREAM_QUEUE {
@@ -109,7 +120,8 @@ impl Outbox {
             inner.finish(End::Lagging);
             return false;
         }
-        inner.messages.push_back(message);
+        let after = if matches!(message, Message::EndOfWork { .. }) { inner.owed } else { 0 };
+        inner.messages.push_back(Queued { message, after });
         inner.woken();
         true
     }
@@ -131,8 +143,9 @@ impl Outbox {
     /// The answers of a request that [`Self::owe`] announced were queued.
     pub fn pay(&self) {
         let mut inner = self.inner.lock();
-        inner.owed -= 1;
-        if inner.owed == 0 && inner.end.is_some() {
+        inner.paid += 1;
+        let held = |queued: &Queued| queued.after > 0;
+        if inner.paid == inner.owed && inner.end.is_some() || inner.messages.front().is_some_and(held) {
             inner.woken();
         }
     }
@@ -168,7 +181,7 @@ impl Outbox {
             inner.waiting_since = None;
             return match &inner.end {
                 // The answer to the last settlement may come after the session's end.
-                Some(End::Clean) if inner.owed > 0 => Poll::Pending,
+                Some(End::Clean) if inner.owed > inner.paid => Poll::Pending,
                 Some(end) => Poll::Ready(Taken::End(end.clone())),
                 None => Poll::Pending,
             };
@@ -200,11 +213,12 @@ impl Inner {
     }
 
     fn take(&mut self) -> Option<Taken> {
-        let welcome_first = matches!(self.messages.front(), Some(Message::Welcome { .. }));
+        let welcome_first = self.messages.front().is_some_and(|first| matches!(first.message, Message::Welcome { .. }));
         if !welcome_first && let Some(answers) = self.take_settled() {
             return Some(Taken::Settled(answers));
         }
-        let mut first = self.messages.pop_front()?;
+        let at = self.messages.iter().position(|queued| queued.after <= self.paid)?;
+        let mut first = self.messages.remove(at)?.message;
         if let Message::Deliver(deliveries) = &mut first {
             self.coalesce(deliveries);
         }
@@ -230,12 +244,12 @@ impl Inner {
             let bytes = size(delivery);
             if bytes > room && at > 0 {
                 let rest = deliveries.split_off(at);
-                self.messages.push_front(Message::Deliver(rest));
+                self.messages.push_front(Queued { message: Message::Deliver(rest), after: 0 });
                 return;
             }
             room = room.saturating_sub(bytes);
         }
-        while let Some(Message::Deliver(next)) = self.messages.front_mut() {
+        while let Some(Queued { message: Message::Deliver(next), .. }) = self.messages.front_mut() {
             let mut fits = 0;
             for delivery in next.iter() {
                 let bytes = size(delivery);

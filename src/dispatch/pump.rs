@@ -106,7 +106,7 @@ impl Pump {
                 Effect::PackageFinished { queue, id } => self.shared.waiters.package_finished(queue, id),
                 Effect::QueueEnded { queue } => self.shared.waiters.queue_ended(queue),
                 Effect::SweepFinished { sweep, changed } => self.shared.waiters.sweep_finished(sweep, changed),
-                effect => gone.extend(registry.deliver(effect)),
+                effect => gone.extend(registry.deliver(effect, batch.revision)),
             }
         }
         drop(registry);

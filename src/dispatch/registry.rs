@@ -11,7 +11,7 @@ use super::stream::Stream;
 use crate::machine::Effect;
 use crate::machine::command::Speaker;
 use crate::machine::effect::SessionId;
-use crate::types::Epoch;
+use crate::types::{Epoch, Revision};
 
 /// A session whose stream is gone.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,7 +83,7 @@ impl Registry {
 
     /// Brings an effect to its stream. Gives a session that the state takes for attached, while
     /// the stream that opened it is gone.
-    pub fn deliver(&mut self, effect: Effect) -> Option<Gone> {
+    pub fn deliver(&mut self, effect: Effect, revision: Revision) -> Option<Gone> {
         match effect {
             Effect::SessionOpened { session, epoch, attach, verdicts, session_grace_ms } => {
                 let Some(stream) = self.streams.get(&attach).cloned() else {
@@ -96,14 +96,13 @@ impl Registry {
                 }
                 self.sessions.insert(session.clone(), attach);
                 let term = stream.term;
+                stream.reached(revision);
                 stream.push(Message::Welcome { session, epoch, term, verdicts, session_grace_ms });
                 stream.bind(epoch);
             }
             Effect::Deliver { session, epoch, deliveries } => {
                 if let Some(stream) = self.addressed(&session, epoch) {
-                    if let Some(last) = deliveries.last() {
-                        stream.reached(crate::types::Revision(last.fence.0));
-                    }
+                    stream.reached(revision);
                     stream.push(Message::Deliver(deliveries));
                 }
             }
@@ -111,11 +110,13 @@ impl Registry {
                 if let Some(stream) = self.addressed(&session, epoch) {
                     // After a lease that ran out the session gets nothing until it is heard from.
                     stream.mind_signs_of_life();
+                    stream.reached(revision);
                     stream.push(Message::Revoke { leases, reason });
                 }
             }
             Effect::EndOfWork { session, epoch, queue } => {
                 if let Some(stream) = self.addressed(&session, epoch) {
+                    stream.reached(revision);
                     stream.push(Message::EndOfWork { queue });
                 }
             }
@@ -208,13 +209,15 @@ mod tests {
     async fn a_session_resumed_elsewhere_sends_the_older_stream_away_and_is_not_detached() {
         let mut registry = Registry::default();
         let older = stream(&mut registry, 1, "s");
-        assert_eq!(registry.deliver(opened("s", 1, 1)), None);
+        assert_eq!(registry.deliver(opened("s", 1, 1), Revision(1)), None);
         let newer = stream(&mut registry, 2, "s");
-        assert_eq!(registry.deliver(opened("s", 2, 2)), None);
+        assert_eq!(registry.deliver(opened("s", 2, 2), Revision(1)), None);
         assert_eq!(took(&older), "Message(Welcome, End(Goaway");
         assert_eq!(registry.remove(&older), None);
-        registry.deliver(Effect::Revoke { session: "s".into(), epoch: Epoch(1), leases: vec![], reason: "" });
-        registry.deliver(Effect::Revoke { session: "s".into(), epoch: Epoch(2), leases: vec![], reason: "" });
+        registry
+            .deliver(Effect::Revoke { session: "s".into(), epoch: Epoch(1), leases: vec![], reason: "" }, Revision(1));
+        registry
+            .deliver(Effect::Revoke { session: "s".into(), epoch: Epoch(2), leases: vec![], reason: "" }, Revision(1));
         assert_eq!(took(&newer), "Message(Welcome, Message(Revoke");
         newer.received(9);
         let speaker = Speaker { session: "s".into(), epoch: 2, received_fence: 9 };
@@ -226,7 +229,7 @@ mod tests {
         let mut registry = Registry::default();
         let broken = stream(&mut registry, 1, "s");
         assert_eq!(registry.remove(&broken), None);
-        let gone = registry.deliver(opened("s", 4, 1)).expect("the session has no stream");
+        let gone = registry.deliver(opened("s", 4, 1), Revision(1)).expect("the session has no stream");
         assert_eq!(gone.0.epoch, 4);
         let token = registry.detaching(gone.clone());
         assert!(registry.detach_again().is_empty());
@@ -241,7 +244,7 @@ mod tests {
         let mut registry = Registry::default();
         let bound = stream(&mut registry, 1, "s");
         let unbound = stream(&mut registry, 2, "t");
-        registry.deliver(opened("s", 1, 1));
+        registry.deliver(opened("s", 1, 1), Revision(1));
         registry.leading(Some(3), "", "");
         assert_eq!(registry.len(), 2);
         registry.leading(Some(4), "other:7411", "the leader changed");
@@ -254,8 +257,9 @@ mod tests {
     async fn a_drained_session_ends_its_stream_cleanly() {
         let mut registry = Registry::default();
         let drained = stream(&mut registry, 1, "s");
-        registry.deliver(opened("s", 1, 1));
-        registry.deliver(Effect::SessionClosed { session: "s".into(), epoch: Epoch(1), reason: "drained" });
+        registry.deliver(opened("s", 1, 1), Revision(1));
+        registry
+            .deliver(Effect::SessionClosed { session: "s".into(), epoch: Epoch(1), reason: "drained" }, Revision(1));
         assert_eq!(took(&drained), "Message(Welcome, End(Clean)");
         assert_eq!(registry.remove(&drained), None);
     }

@@ -156,8 +156,7 @@ impl Machine {
             } else if package.phase.is_finished() {
                 Err(Reject::AlreadyFinished { state: package.phase })
             } else {
-                let leased = package.phase == Phase::Leased;
-                Err(Reject::LeaseLost { current: if leased { package.fence } else { Fence(0) } })
+                Err(Reject::LeaseLost { current: package.fence })
             };
         }
         let Some(grave) = self.find_grave(number, id) else {

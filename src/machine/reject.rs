@@ -26,7 +26,7 @@ pub enum Reject {
         queue: String,
         id: String,
     },
-    /// The fence is not the current one: the lease ended. `current` is 0 if nobody has one.
+    /// The fence is not that of a lease in force. `current` is the latest; 0: there was none.
     LeaseLost {
         current: Fence,
     },

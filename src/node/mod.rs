@@ -197,19 +197,15 @@ impl Node {
         self.leaving.cancel();
         self.closing.cancel();
         let deadline = tokio::time::Instant::now() + Duration::from_millis(limits::SHUTDOWN_CALLS_MS);
-        for (name, task) in self.listeners {
-            if name == "admin" {
-                self.ended.cancel();
-            }
-            let abort = task.abort_handle();
-            if tokio::time::timeout_at(deadline, task).await.is_err() {
-                tracing::warn!(listener = name, "connections were cut: they did not end in time");
-                abort.abort();
-            }
-        }
+        // Calls finish while Raft still runs. What peers stream to it ends only with it.
+        let (of_clients, others): (Vec<_>, Vec<_>) =
+            self.listeners.into_iter().partition(|(name, _)| *name == "client");
+        end(of_clients, deadline).await;
         self.services.abort();
         self.pump.abort();
         self.handle.halt().await;
+        self.ended.cancel();
+        end(others, deadline).await;
     }
 
     /// Stops as it is.
@@ -220,6 +216,17 @@ impl Node {
         self.services.abort();
         self.pump.abort();
         self.handle.halt().await;
+    }
+}
+
+/// Waits for the listeners' last connections.
+async fn end(listeners: Vec<(&'static str, JoinHandle<()>)>, deadline: tokio::time::Instant) {
+    for (name, task) in listeners {
+        let abort = task.abort_handle();
+        if tokio::time::timeout_at(deadline, task).await.is_err() {
+            tracing::warn!(listener = name, "connections were cut: they did not end in time");
+            abort.abort();
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use openraft::RaftMetrics;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 
 use super::changes::Changes;
@@ -25,7 +25,7 @@ use super::reads::Reads;
 use super::types::{Member, TypeConfig};
 use crate::machine::command::Command;
 use crate::machine::{Effect, Machine, Outcome};
-use crate::types::{NodeId, limits};
+use crate::types::{NodeId, Revision, limits};
 
 /// Why a proposal has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +82,8 @@ impl Standing {
 pub struct EffectBatch {
     pub index: u64,
     pub term: u64,
+    /// The state's revision after the batch.
+    pub revision: Revision,
     pub effects: Vec<Effect>,
 }
 
@@ -228,9 +230,14 @@ impl Handle {
         if self.inner.raft.trigger().transfer_leader(to).await.is_err() {
             return Err(TransferError::NotLeader { leader: None });
         }
-        let took_over = standing.wait_for(|now| now.leader.as_ref().is_some_and(|leader| leader.node == to));
+        let deadline = deadline.min(Duration::from_millis(limits::TRANSFER_MS));
+        let own = self.node();
+        let took_over = standing.wait_for(|now| now.leader.as_ref().is_some_and(|leader| leader.node != own));
         match timeout(deadline, took_over).await {
-            Ok(Ok(_)) => Ok(to),
+            Ok(Ok(now)) => match &now.leader {
+                Some(leader) if leader.node != to => Err(TransferError::AnotherLeads { to, leader: leader.node }),
+                _ => Ok(to),
+            },
             Ok(Err(_)) | Err(_) => Err(TransferError::TimedOut(to)),
         }
     }
@@ -239,14 +246,15 @@ impl Handle {
     fn successor(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
         let voters: Vec<_> = self.inner.peers.members().into_iter().filter(|peer| peer.voter).collect();
         if let Some(to) = to {
-            let known = voters.iter().any(|peer| peer.node == to);
-            return if known { Ok(to) } else { Err(TransferError::NoVoter(to)) };
+            let voter = voters.iter().find(|peer| peer.node == to).ok_or(TransferError::NoVoter(to))?;
+            return if voter.reachable { Ok(to) } else { Err(TransferError::Unreachable(to)) };
         }
         let matched = self.matched();
         let others = voters.iter().filter(|peer| peer.node != self.node());
         // The lowest number among equals.
         others
-            .max_by_key(|peer| (peer.reachable, matched.get(&peer.node), Reverse(peer.node)))
+            .filter(|peer| peer.reachable)
+            .max_by_key(|peer| (matched.get(&peer.node), Reverse(peer.node)))
             .map(|peer| peer.node)
             .ok_or(TransferError::Alone)
     }
@@ -295,13 +303,23 @@ impl Handle {
     pub async fn take_snapshot(&self, deadline: Duration) -> Result<u64, ProposeError> {
         let raft = &self.inner.raft;
         let applied = raft.metrics().borrow_watched().last_applied.map_or(0, |id| id.index);
-        raft.trigger().snapshot().await.map_err(|_| ProposeError::ShuttingDown)?;
-        let wait = raft.wait(Some(deadline));
-        let covers = |view: &RaftMetrics<TypeConfig>| view.snapshot.map_or(0, |id| id.index) >= applied;
-        let built = wait.metrics(covers, "a snapshot of what is applied");
-        match built.await {
-            Ok(view) => Ok(view.snapshot.map_or(0, |id| id.index)),
-            Err(_) => Err(ProposeError::Unknown { why: "the snapshot was not done in time" }),
+        let until = Instant::now() + deadline;
+        loop {
+            let before = raft.metrics().borrow_watched().snapshot;
+            raft.trigger().snapshot().await.map_err(|_| ProposeError::ShuttingDown)?;
+            // While one is being written Raft begins no other: then its end is not yet what was asked for.
+            let built = |view: &RaftMetrics<TypeConfig>| {
+                let index = view.snapshot.map_or(0, |id| id.index);
+                index >= applied || view.snapshot != before
+            };
+            let wait = raft.wait(Some(until.saturating_duration_since(Instant::now())));
+            match wait.metrics(built, "a snapshot of what is applied").await {
+                Ok(view) => match view.snapshot.map_or(0, |id| id.index) {
+                    index if index >= applied => return Ok(index),
+                    _ => {}
+                },
+                Err(_) => return Err(ProposeError::Unknown { why: "the snapshot was not done in time" }),
+            }
         }
     }
 
@@ -348,9 +366,14 @@ pub enum TransferError {
     NotLeader { leader: Option<Leader> },
     #[error("node {0} is no voter")]
     NoVoter(NodeId),
+    /// It would not take over, and nobody could write until somebody else did.
+    #[error("node {0} cannot be reached")]
+    Unreachable(NodeId),
     #[error("node {0} did not take over in time; the old leader goes on")]
     TimedOut(NodeId),
-    #[error("there is no other voter")]
+    #[error("node {leader} leads now, not node {to}")]
+    AnotherLeads { to: NodeId, leader: NodeId },
+    #[error("there is no other voter that can be reached")]
     Alone,
 }
 

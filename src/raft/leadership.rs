@@ -28,13 +28,25 @@ use super::peers::Peers;
 use super::proposer::Proposer;
 use super::types::TypeConfig;
 use crate::machine::command::{Command, LeaderStarted, Op};
-use crate::types::limits;
+use crate::types::{NodeId, limits};
 
 /// After an election Raft refuses a leader's first moves until a quorum has answered it.
 const TRY_AGAIN: Duration = Duration::from_millis(3);
 
 /// A leader looks this often whether a quorum still answers it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A leader that this node has not heard for so long is not named any more.
+const UNHEARD: Duration = Duration::from_millis(limits::QUORUM_LOST_MS);
+
+/// What is known of the leader, from look to look.
+#[derive(Default)]
+struct Known {
+    /// Since when nothing connects this node to it.
+    unheard: Option<tokio::time::Instant>,
+    /// The election that was counted last: term and leader.
+    counted: Option<(u64, NodeId)>,
+}
 
 /// An office won, until it is lost.
 struct Office {
@@ -77,6 +89,7 @@ impl Leadership {
     pub async fn run(self) {
         let mut metrics = self.raft.server_metrics();
         let mut office: Option<Office> = None;
+        let mut known = Known::default();
         loop {
             // Cloned at once: a held borrow blocks Raft's core.
             let view = metrics.borrow_and_update().clone();
@@ -85,7 +98,7 @@ impl Leadership {
             if let Some(lost) = office.take_if(|office| won != Some(office.term)) {
                 self.leave(lost.term);
             }
-            self.note_leader(&view);
+            self.note_leader(&view, won, &mut known);
             if let Some(term) = won
                 && office.is_none()
             {
@@ -97,8 +110,8 @@ impl Leadership {
                 biased;
                 changed = metrics.changed() => if changed.is_err() { break },
                 term = taken(&mut office) => self.open(term),
-                // A lost quorum changes no metric.
-                () = sleep(LOOK_EVERY), if view.state == ServerState::Leader => {}
+                // A lost quorum or leader changes no metric.
+                () = sleep(LOOK_EVERY), if view.current_leader.is_some() => {}
             }
         }
         if let Some(lost) = office {
@@ -133,22 +146,37 @@ impl Leadership {
         self.peers.set_members(membership.nodes().map(|(node, member)| (*node, member, voters.contains(node))));
     }
 
-    fn note_leader(&self, view: &RaftServerMetrics<TypeConfig>) {
+    fn note_leader(&self, view: &RaftServerMetrics<TypeConfig>, won: Option<u64>, known: &mut Known) {
         let term = view.vote.leader_id.term;
-        let leader = view.current_leader.and_then(|node| {
+        let leader = view.current_leader.filter(|node| self.is_heard(*node, won, known)).and_then(|node| {
             let member = view.membership_config.membership().get_node(&node)?.clone();
             Some(Leader { node, term, member })
         });
-        let changed = self.standing.send_if_modified(|standing| {
+        if let Some(leader) = &leader
+            && known.counted != Some((leader.term, leader.node))
+        {
+            known.counted = Some((leader.term, leader.node));
+            self.state.counters.elections.fetch_add(1, Ordering::Relaxed);
+        }
+        self.standing.send_if_modified(|standing| {
             let changed = standing.leader != leader;
             if changed {
-                standing.leader.clone_from(&leader);
+                standing.leader = leader;
             }
             changed
         });
-        if changed && leader.is_some() {
-            self.state.counters.elections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Raft names the last leader until there is another, though it be long gone. For a while that
+    /// is right: whoever asks for it then is told that it changes.
+    fn is_heard(&self, leader: NodeId, won: Option<u64>, known: &mut Known) -> bool {
+        let heard = if leader == self.peers.node { won.is_some() } else { self.peers.hears(leader) };
+        if heard {
+            known.unheard = None;
+            return true;
         }
+        // A leader that lost its quorum knows at once.
+        leader != self.peers.node && known.unheard.get_or_insert_with(tokio::time::Instant::now).elapsed() < UNHEARD
     }
 
     /// From elected to ready to serve; false: the node stops.

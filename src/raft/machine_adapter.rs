@@ -29,7 +29,7 @@ use super::{Fatal, SkipEntry};
 use crate::machine::command::{Batch, Op};
 use crate::machine::{Applied, Broken, Effect, Frozen, Machine, Meta};
 use crate::storage::snapshots::{Snapshot as Kept, Snapshots};
-use crate::types::{NodeId, limits};
+use crate::types::{NodeId, Revision, limits};
 
 /// The machine and what stands around it; shared with the handle and the tasks.
 pub struct State {
@@ -98,7 +98,7 @@ impl State {
             effects.retain(|effect| !matches!(effect, Effect::Fingerprint));
             self.take_fingerprint(meta.index);
         }
-        self.feed(meta, &batch, effects);
+        self.feed(meta, &batch, revision, effects);
         Ok(GroupReply(outcomes))
     }
 
@@ -115,7 +115,7 @@ impl State {
     }
 
     /// Hands the effects on if this batch is of the leadership that the feed serves.
-    fn feed(&self, meta: Meta, batch: &Batch, effects: Vec<Effect>) {
+    fn feed(&self, meta: Meta, batch: &Batch, revision: Revision, effects: Vec<Effect>) {
         let serving = self.feed_term.load(Ordering::Acquire);
         if meta.term != serving & TERM_BITS || serving == 0 {
             return;
@@ -135,7 +135,7 @@ impl State {
         if effects.is_empty() {
             return;
         }
-        let feed = Feed::Batch(EffectBatch { index: meta.index, term: meta.term, effects });
+        let feed = Feed::Batch(EffectBatch { index: meta.index, term: meta.term, revision, effects });
         if self.gap.load(Ordering::Relaxed) || self.feed.try_send(feed).is_err() {
             self.gap.store(true, Ordering::Relaxed);
         }
@@ -413,20 +413,20 @@ mod tests {
         let (state, mut feed) = state(None);
         let effects = || vec![Effect::Fingerprint];
         let meta = |index, term| Meta { index, term };
-        state.feed(meta(1, 2), &started(2, 1), effects());
+        state.feed(meta(1, 2), &started(2, 1), Revision(1), effects());
         assert!(feed.try_recv().is_err(), "an old term, replayed");
         state.serve_feed(3);
-        state.feed(meta(2, 3), &Batch::default(), effects());
-        state.feed(meta(3, 3), &started(3, 2), effects());
+        state.feed(meta(2, 3), &Batch::default(), Revision(1), effects());
+        state.feed(meta(3, 3), &started(3, 2), Revision(1), effects());
         assert!(feed.try_recv().is_err(), "before its own start");
-        state.feed(meta(4, 3), &started(3, 1), effects());
-        state.feed(meta(5, 3), &Batch::default(), effects());
+        state.feed(meta(4, 3), &started(3, 1), Revision(1), effects());
+        state.feed(meta(5, 3), &Batch::default(), Revision(1), effects());
         for expected in [4, 5] {
             assert!(matches!(feed.try_recv(), Ok(Feed::Batch(batch)) if batch.index == expected));
         }
-        state.feed(meta(6, 4), &Batch::default(), effects());
+        state.feed(meta(6, 4), &Batch::default(), Revision(1), effects());
         state.serve_feed(0);
-        state.feed(meta(7, 3), &Batch::default(), effects());
+        state.feed(meta(7, 3), &Batch::default(), Revision(1), effects());
         assert!(feed.try_recv().is_err(), "after its end");
     }
 
@@ -434,7 +434,7 @@ mod tests {
     fn a_full_feed_loses_effects_and_says_so() {
         let (state, mut feed) = state(None);
         state.serve_feed(1);
-        let send = |index| state.feed(Meta { index, term: 1 }, &started(1, 1), vec![Effect::Fingerprint]);
+        let send = |index| state.feed(Meta { index, term: 1 }, Revision(1), &started(1, 1), vec![Effect::Fingerprint]);
         let most = limits::MAX_EFFECT_BATCHES as u64;
         (0..most + 10).for_each(send);
         for expected in 0..most {

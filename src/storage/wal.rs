@@ -96,7 +96,7 @@ impl Wal {
     pub fn create(disk: &dyn Disk, dir: &Path, incarnation: u64, options: &Options) -> Result<(), Error> {
         disk.create_dir(dir)?;
         let mut encoder = Encoder::new(Seed::new(1, incarnation), 1);
-        encoder.state(&State { incarnation, ..State::default() });
+        encoder.state(&State { incarnation, size_bytes: options.first_segment_bytes, ..State::default() });
         let head = encoder.finish();
         let mut bytes = Vec::new();
         for number in segment::numbers(disk, dir)? {
@@ -123,6 +123,7 @@ impl Wal {
             committed: found.index.committed,
             purged: ends.purged,
             last: ends.last,
+            size_bytes: 0,
         };
         // The writer's state goes on with the stored hint: the next segment's head must match it.
         found.index.committed = found.index.committed_held();

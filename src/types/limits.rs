@@ -265,6 +265,8 @@ pub const FAILOVER_VOTE_MS: u64 = 400;
 pub const BOOTSTRAP_RETRY_MS: u64 = 150;
 /// A probe is answered within this.
 pub const PROBE_MS: u64 = 1_000;
+/// Whoever is to take leadership over does so within this.
+pub const TRANSFER_MS: u64 = 5_000;
 /// Leadership is handed over within this at shutdown.
 pub const SHUTDOWN_TRANSFER_MS: u64 = 2_000;
 

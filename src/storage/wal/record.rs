@@ -66,6 +66,8 @@ pub struct State {
     pub purged: Option<LogId>,
     /// The last entry before this segment.
     pub last: Option<LogId>,
+    /// What the segment's file was made with; a shorter one lost its end. 0: not told.
+    pub size_bytes: u64,
 }
 
 /// What a record says.
@@ -164,6 +166,7 @@ impl Encoder {
             put_option(bytes, state.committed, put_id);
             put_option(bytes, state.purged, put_id);
             put_option(bytes, state.last, put_id);
+            bytes.put_u64_le(state.size_bytes);
         });
     }
 
@@ -296,6 +299,8 @@ fn body(kind: Type, payload: &[u8]) -> Option<Body<'_>> {
                 committed: take_option(&mut rest, take_id)?,
                 purged: take_option(&mut rest, take_id)?,
                 last: take_option(&mut rest, take_id)?,
+                // The first logs did not tell.
+                size_bytes: if rest.is_empty() { 0 } else { take_u64(&mut rest)? },
             })
         }
         Type::Vote => Body::Vote(take_vote(&mut rest)?),

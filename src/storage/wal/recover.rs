@@ -4,7 +4,8 @@
 //! of a later flush behind it was durable once, and is damage. A bad record at the end of the last
 //! segment with nothing of a later flush behind it was never reported as durable: it is a torn
 //! write, and is dropped. Everything else is damage: nothing is changed, and the error names the
-//! file and the offset.
+//! file and the offset. A file shorter than it was made is damage, too: no write of ours, whole or
+//! torn, changes a length.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,15 @@ pub fn recover(disk: &dyn Disk, dir: &Path, incarnation: u64, cache_bytes: usize
     if let Some(gap) = numbers.windows(2).find(|pair| pair[0] + 1 != pair[1]) {
         return Err(damaged(&segment::path(dir, gap[0] + 1), 0, "the segment is missing, later ones are there"));
     }
-    let open = |number: u32| Segment::open(disk, dir, number, incarnation);
+    let open = |number: u32| -> Result<Segment, Error> {
+        let segment = Segment::open(disk, dir, number, incarnation)?;
+        // Made whole before it had this name.
+        if segment.capacity < record::MAX_SMALL_BYTES as u64 {
+            let what = "the file ends before its first record can: it was cut off";
+            return Err(damaged(&segment.path, segment.capacity, what));
+        }
+        Ok(segment)
+    };
 
     // Segments made ahead are zeros and come last.
     let mut bytes = Vec::new();
@@ -139,7 +148,7 @@ impl Scan {
                 Err(what) => break what,
             };
             if at == 0 {
-                self.head(&path, &found)?;
+                self.head(&path, &found, bytes.len() as u64)?;
             } else if found.flush != self.flush + u64::from(self.complete) {
                 let what = format!("a record of flush {} follows flush {}", found.flush, self.flush);
                 return Err(damaged(&path, at as u64, what));
@@ -160,8 +169,8 @@ impl Scan {
         Ok(())
     }
 
-    /// Checks a segment's first record against what precedes it.
-    fn head(&mut self, path: &Path, found: &record::Found<'_>) -> Result<(), Error> {
+    /// Checks a segment's first record against its file and what precedes it.
+    fn head(&mut self, path: &Path, found: &record::Found<'_>, file_bytes: u64) -> Result<(), Error> {
         let state = match found.body {
             Body::State(state) => state,
             Body::NewerState(format) => {
@@ -169,6 +178,11 @@ impl Scan {
             }
             _ => return Err(damaged(path, 0, "the segment does not begin with a state record")),
         };
+        // No write changes a segment's length, so a torn one does not either.
+        if file_bytes < state.size_bytes {
+            let what = format!("the file ends here, but it was made with {} bytes: it was cut off", state.size_bytes);
+            return Err(damaged(path, file_bytes, what));
+        }
         if self.segments.is_empty() {
             self.index = Index::starting(state.purged, state.last.max(state.purged));
             self.index.vote = state.vote;
@@ -186,6 +200,7 @@ impl Scan {
             committed: self.index.committed,
             purged: ends.purged,
             last: ends.last,
+            size_bytes: state.size_bytes,
         };
         if built != state {
             return Err(damaged(path, 0, "the state record does not match the records before it"));
@@ -265,6 +280,7 @@ impl Scan {
         for segment in unused.iter().rev() {
             disk.remove(&segment.path)?;
         }
+        Segment::remove_unfinished(disk, dir)?;
         disk.sync_dir(dir)?;
 
         let mut segments = self.segments;

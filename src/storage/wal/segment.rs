@@ -8,6 +8,8 @@ use super::record::Seed;
 use crate::storage::disk::{Disk, File, read_full};
 
 const SUFFIX: &str = ".wal";
+/// What is not whole yet: a segment under its own name always was.
+const UNFINISHED: &str = "new";
 
 /// An open segment.
 #[derive(Clone)]
@@ -36,15 +38,29 @@ impl Segment {
     /// that a full disk is not made fuller.
     pub fn create(disk: &dyn Disk, dir: &Path, number: u32, capacity: u64, incarnation: u64) -> io::Result<Self> {
         let path = path(dir, number);
-        let created = disk.create_zeroed(&path, capacity).and_then(|file| disk.sync_dir(dir).map(|()| file));
+        let unfinished = path.with_extension(UNFINISHED);
+        let created = disk.create_zeroed(&unfinished, capacity).and_then(|file| {
+            disk.rename(&unfinished, &path)?;
+            disk.sync_dir(dir)?;
+            Ok(file)
+        });
         match created {
             Ok(file) => Ok(Self { number, path, file, capacity, seed: Seed::new(number.into(), incarnation) }),
             Err(error) => {
                 // The first error is the one to tell; the next attempt truncates the file anyway.
-                let _ = disk.remove(&path);
+                let _ = disk.remove(&unfinished);
                 Err(error)
             }
         }
+    }
+
+    /// Removes what creations left that a crash cut short.
+    pub fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+        let ends = format!(".{UNFINISHED}");
+        for name in disk.list(dir)?.iter().filter(|name| name.ends_with(&ends)) {
+            disk.remove(&dir.join(name))?;
+        }
+        Ok(())
     }
 
     pub fn open(disk: &dyn Disk, dir: &Path, number: u32, incarnation: u64) -> io::Result<Self> {

@@ -248,7 +248,7 @@ impl Writer {
         self.shared.set_full(false);
         self.offset = 0;
         self.encoder.restart(self.active.seed, self.flush, limits::MAX_FLUSH_BYTES);
-        self.encoder.state(&self.state);
+        self.encoder.state(&State { size_bytes: self.active.capacity, ..self.state });
         self.house.prepare(number + 1);
         Ok(())
     }
