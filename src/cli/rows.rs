@@ -372,6 +372,11 @@ impl Row for Queue {
     }
 }
 
+/// No limit is nothing to tell; a limit of 0 is.
+fn limit(limit: Option<u64>) -> String {
+    limit.map(|limit| limit.to_string()).unwrap_or_default()
+}
+
 /// A worker's session.
 #[derive(Serialize)]
 pub struct Worker {
