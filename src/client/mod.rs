@@ -24,6 +24,7 @@ mod call;
 mod cluster;
 mod error;
 mod ids;
+mod members;
 mod nodes;
 mod package;
 mod packages;
@@ -36,6 +37,7 @@ mod tests;
 
 pub use builder::{Builder, Client};
 pub use error::Error;
+pub use members::{Changed, SafeToStop};
 pub use packages::Submitted;
 pub use submitter::{Submitter, SubmitterBuilder, Ticket};
 pub use worker::{Completion, Delivery, Failure, Worker};

@@ -2,7 +2,7 @@
 //! leadership. Cheap to clone.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,8 +14,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
+use super::changes::Changes;
 use super::data_dir::DataDir;
 use super::machine_adapter::State;
+use super::membership;
 use super::network::{Channels, Purpose};
 use super::peer_server::Raft;
 use super::peers::{PeerView, Peers};
@@ -133,6 +135,7 @@ pub(super) struct Inner {
     pub(super) disk: Arc<DataDir>,
     pub(super) alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
     pub(super) stopping: Arc<AtomicBool>,
+    pub(super) changes: Arc<Changes>,
 }
 
 impl Handle {
@@ -245,6 +248,59 @@ impl Handle {
             .ok_or(TransferError::Alone)
     }
 
+    /// Adds the node that waits at `addr` as a learner; with `replace`, in the place of a node of that
+    /// number that lost its data directory. False: it is a member already.
+    pub async fn add_member(
+        &self,
+        node: NodeId,
+        addr: &str,
+        replace: bool,
+        force: bool,
+        deadline: Duration,
+    ) -> Result<bool, membership::Error> {
+        self.inner.changes.add(node, addr, replace, force, deadline).await
+    }
+
+    /// Makes learners that have caught up voters. False: all are voters already.
+    pub async fn promote_members(
+        &self,
+        nodes: &BTreeSet<NodeId>,
+        deadline: Duration,
+    ) -> Result<bool, membership::Error> {
+        self.inner.changes.promote(nodes, deadline).await
+    }
+
+    /// Removes members. If this node is one of them, it hands over and answers `NotLeader`: the next
+    /// leader is to be asked.
+    pub async fn remove_members(
+        &self,
+        nodes: &BTreeSet<NodeId>,
+        force: bool,
+        deadline: Duration,
+    ) -> Result<(), membership::Error> {
+        let Some(to) = self.inner.changes.remove(nodes, force, deadline).await? else { return Ok(()) };
+        match self.transfer_leadership(Some(to), deadline).await {
+            Ok(_) => Err(membership::Error::NotLeader { leader: self.standing().borrow().leader.clone() }),
+            Err(TransferError::NotLeader { leader }) => Err(membership::Error::NotLeader { leader }),
+            Err(_) => Err(membership::Error::NotHandedOver(to)),
+        }
+    }
+
+    /// Whether the cluster goes on if `node` stops now, and why. Only the leader can tell.
+    pub fn safe_to_stop(&self, node: NodeId) -> Result<(bool, String), membership::Error> {
+        self.inner.changes.safe_to_stop(node)
+    }
+
+    /// This node waits for an operator to let it take part: no call can be served soon.
+    pub fn stands_apart(&self) -> bool {
+        self.inner.peers.stands_apart()
+    }
+
+    /// Why this node takes no part yet; None once it does.
+    pub fn waiting(&self) -> Option<String> {
+        self.inner.peers.waiting()
+    }
+
     /// How far each member's log is known to agree; empty on followers.
     fn matched(&self) -> BTreeMap<NodeId, u64> {
         let replication = self.inner.raft.metrics().borrow_watched().replication.clone();
@@ -262,6 +318,10 @@ impl Handle {
             node: peer.node,
             voter: peer.voter,
             reachable: peer.reachable,
+            machine_version: match peer.node == inner.peers.node {
+                true => Some(inner.peers.machine_version()),
+                false => peer.heard.map(|heard| heard.machine_version),
+            },
             matched_index: matched.get(&peer.node).copied(),
             member: peer.member,
         };
@@ -279,6 +339,7 @@ impl Handle {
             snapshot_index: index(&view.snapshot),
             purged_index: index(&view.purged),
             members: inner.peers.members().into_iter().map(member).collect(),
+            change_under_way: inner.changes.under_way(),
             disk: inner.disk.status(),
             alarms: inner.alarms.lock().values().cloned().collect(),
             metrics,
@@ -330,6 +391,11 @@ impl Handle {
     }
 
     #[cfg(test)]
+    pub(super) fn changes(&self) -> &Changes {
+        &self.inner.changes
+    }
+
+    #[cfg(test)]
     pub(super) fn inner_raft(&self) -> &Raft {
         &self.inner.raft
     }
@@ -363,6 +429,8 @@ pub struct MemberStatus {
     pub member: Member,
     pub voter: bool,
     pub reachable: bool,
+    /// The highest machine version that it applies, as it last said.
+    pub machine_version: Option<u32>,
     /// Only the leader knows.
     pub matched_index: Option<u64>,
 }
@@ -401,6 +469,8 @@ pub struct Status {
     pub snapshot_index: u64,
     pub purged_index: u64,
     pub members: Vec<MemberStatus>,
+    /// A change of members is not at its end.
+    pub change_under_way: bool,
     pub disk: DiskStatus,
     pub alarms: Vec<Alarm>,
     pub metrics: Metrics,

@@ -34,6 +34,8 @@ use crate::types::{NodeId, limits};
 pub struct State {
     pub node: NodeId,
     pub machine: RwLock<Machine>,
+    /// The highest machine version that this program applies.
+    machine_version: u32,
     pub time: Arc<AppliedTime>,
     pub counters: Arc<Counters>,
     pub blocking: Blocking,
@@ -51,6 +53,7 @@ pub struct State {
 impl State {
     pub fn new(
         node: NodeId,
+        machine_version: u32,
         counters: Arc<Counters>,
         blocking: Blocking,
         skip: Option<SkipEntry>,
@@ -59,7 +62,8 @@ impl State {
         let (feed, effects) = mpsc::channel(limits::MAX_EFFECT_BATCHES);
         let state = Self {
             node,
-            machine: RwLock::new(Machine::new()),
+            machine: RwLock::new(Machine::new().knowing(machine_version)),
+            machine_version,
             time: Arc::default(),
             counters,
             blocking,
@@ -306,12 +310,13 @@ impl RaftStateMachine<TypeConfig> for Adapter {
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<TypeConfig>, snapshot: Snapshot) -> io::Result<()> {
         let received = matches!(snapshot, Snapshot::Received(_));
         let shelf = Arc::clone(&self.shelf);
+        let knows = self.state.machine_version;
         let restore = move || -> io::Result<Machine> {
             let kept = match snapshot {
                 Snapshot::Kept(kept) => kept,
                 Snapshot::Received(file) => file.finish()?,
             };
-            let machine = Machine::restore(&mut kept.body()).map_err(io::Error::other)?;
+            let machine = Machine::restore_knowing(&mut kept.body(), knows).map_err(io::Error::other)?;
             shelf.use_from_now(&kept);
             Ok(machine)
         };
@@ -371,7 +376,7 @@ mod tests {
 
     fn state(skip: Option<SkipEntry>) -> (Arc<State>, mpsc::Receiver<Feed>) {
         let (fatal, _) = mpsc::channel(1);
-        State::new(1, Arc::default(), Blocking::Inline, skip, fatal)
+        State::new(1, 1, Arc::default(), Blocking::Inline, skip, fatal)
     }
 
     #[test]
