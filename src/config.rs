@@ -44,6 +44,7 @@ pub const KEYS: &[&str] = &[
     "advertise.peer",
     "advertise.admin",
     "cluster.nodes",
+    "cluster.join",
     "raft.heartbeat",
     "raft.election_min",
     "raft.election_max",
@@ -104,6 +105,8 @@ pub struct Cluster {
     /// `"1=host:7412"`: node and peer address, the same list on every node. Empty: this node alone.
     #[serde(deserialize_with = "list_or_commas")]
     pub nodes: Vec<String>,
+    /// Forms no cluster, and waits to be added to one.
+    pub join: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -288,9 +291,12 @@ impl Config {
         if check.problems.is_empty() { Ok(()) } else { Err(Error { problems: check.problems }) }
     }
 
-    /// The nodes that form the cluster, by number, with their peer addresses. Never empty: a node
-    /// without a list is a cluster of itself.
+    /// The nodes that form the cluster, by number, with their peer addresses. A node without a list
+    /// is a cluster of itself; empty for one that joins.
     pub fn peers(&self) -> BTreeMap<NodeId, String> {
+        if self.cluster.join {
+            return BTreeMap::new();
+        }
         if self.cluster.nodes.is_empty() {
             return BTreeMap::from([(self.node, self.advertised(Face::Peer))]);
         }
@@ -417,6 +423,12 @@ impl Config {
                 }
                 Ok(_) => {}
             }
+        }
+        if self.cluster.join && !self.cluster.nodes.is_empty() {
+            check.fail(
+                "cluster.join",
+                "a node that joins forms no cluster: leave `cluster.nodes` out, or `cluster.join`",
+            );
         }
         if !nodes.is_empty() && !nodes.contains(&self.node) {
             check.fail("cluster.nodes", format!("this node, {}, is not listed; add it or correct `node`", self.node));

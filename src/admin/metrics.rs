@@ -271,6 +271,7 @@ mod tests {
             member: Default::default(),
             voter: true,
             reachable: true,
+            machine_version: None,
             matched_index,
         };
         let status = Status {

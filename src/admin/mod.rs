@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200 while the process runs. Never depends on a quorum: a restart heals no partition |
-//! | `/readyz` | 200 once the node recovered, listens and knows a leader; else 503 and why |
+//! | `/readyz` | 200 once the node recovered, listens and knows a leader; else 503 and why (a node that joins: how) |
 //! | `/metrics` | OpenMetrics text |
 //! | `/stats.json` | the same numbers as one JSON object |
 //!
@@ -75,7 +75,7 @@ fn router(node: Arc<Node>) -> Router {
 async fn readyz(State(node): State<Arc<Node>>) -> Response {
     let Some(handle) = node.handle() else { return not_ready("recovering\n") };
     if handle.standing().borrow().leader.is_none() {
-        return not_ready("no leader is known\n");
+        return not_ready(handle.waiting().unwrap_or_else(|| "no leader is known".to_owned()) + "\n");
     }
     "ok\n".into_response()
 }
@@ -92,8 +92,8 @@ async fn stats(State(node): State<Arc<Node>>) -> Response {
     }
 }
 
-fn not_ready(why: &'static str) -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+fn not_ready(why: impl Into<String>) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, why.into()).into_response()
 }
 
 /// The injected listener, as axum wants it.

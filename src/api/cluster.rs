@@ -3,6 +3,7 @@
 use super::authorize::Action;
 use super::call::Call;
 use super::forward::{Place, Rpc};
+use super::members::members;
 use super::status::Refusal;
 use super::validate::Problems;
 use super::{Core, convert, unary_service};
@@ -19,6 +20,10 @@ unary_service! {
         async fn take_snapshot(TakeSnapshotRequest) -> TakeSnapshotResponse;
         async fn fingerprint(FingerprintRequest) -> FingerprintResponse;
         async fn set_cluster(SetClusterRequest) -> SetClusterResponse;
+        async fn add_member(AddMemberRequest) -> AddMemberResponse;
+        async fn promote_member(PromoteMemberRequest) -> PromoteMemberResponse;
+        async fn remove_member(RemoveMemberRequest) -> RemoveMemberResponse;
+        async fn safe_to_stop(SafeToStopRequest) -> SafeToStopResponse;
     }
 }
 
@@ -44,18 +49,6 @@ impl Rpc for v1::GetStatusRequest {
         });
         let leader = status.leader.as_ref();
         let leader_node = leader.map_or(0, |leader| leader.node);
-        let leads = leader_node == status.node;
-        let members = status.members.iter().map(|member| v1::Member {
-            node: member.node,
-            client_addr: member.member.client_addr.clone(),
-            peer_addr: member.member.peer_addr.clone(),
-            admin_addr: member.member.admin_addr.clone(),
-            voter: member.voter,
-            leader: member.node == leader_node,
-            reachable: member.reachable,
-            matched_index: member.matched_index.filter(|_| leads),
-            lag: member.matched_index.filter(|_| leads).map(|matched| status.last_log_index.saturating_sub(matched)),
-        });
         let alarms = status.alarms.iter().map(|alarm| v1::Alarm {
             name: alarm.name.to_owned(),
             message: alarm.message.clone(),
@@ -74,7 +67,8 @@ impl Rpc for v1::GetStatusRequest {
             applied_index: status.applied_index,
             snapshot_index: status.snapshot_index,
             purged_index: status.purged_index,
-            members: members.collect(),
+            members: members(&status),
+            change_under_way: status.change_under_way,
             disk: Some(v1::Disk {
                 path: status.disk.path.clone(),
                 free_bytes: status.disk.free_bytes,
@@ -110,7 +104,7 @@ impl Core {
         }
     }
 
-    fn revision(&self) -> u64 {
+    pub(super) fn revision(&self) -> u64 {
         self.raft.view(|machine| machine.summary().revision.0)
     }
 }

@@ -4,7 +4,7 @@
 //! Invariants: a call is tried again only when it was certainly not applied (NO_LEADER, or the
 //! connection was never made) or when repeating it changes nothing (reads). A hop that died with the
 //! call is `OUTCOME_UNKNOWN`. A forwarded call goes no further. While no leader is known, a call waits
-//! for one within its deadline.
+//! for one within its deadline, but not on a node that belongs to no cluster.
 
 use std::error::Error as _;
 
@@ -110,7 +110,7 @@ impl Api {
                 None => {}
             }
             let until = call.leader_wait_ends();
-            if call.forwarded || Instant::now() >= until {
+            if call.forwarded || Instant::now() >= until || self.core.raft.stands_apart() {
                 let leader = standing.borrow().leader.clone();
                 return Err(Refusal::from(ProposeError::NotLeader { leader }).into());
             }
@@ -129,7 +129,7 @@ impl Api {
             }
             let until = call.leader_wait_ends();
             let changed = tokio::time::timeout_at(until, standing.changed());
-            if call.forwarded || !matches!(changed.await, Ok(Ok(()))) {
+            if call.forwarded || self.core.raft.stands_apart() || !matches!(changed.await, Ok(Ok(()))) {
                 return Err(ProposeError::NotLeader { leader: now.leader }.into());
             }
         }

@@ -12,6 +12,7 @@ mod cluster;
 mod convert;
 mod forward;
 mod health;
+mod members;
 mod package;
 mod queue;
 mod rates;

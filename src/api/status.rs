@@ -5,6 +5,8 @@
 //! UNAVAILABLE `OUTCOME_UNKNOWN` or DEADLINE_EXCEEDED. A refusal inside an answer (one package of many,
 //! a settlement) has the same code, reason and details as the status of a call would have.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt, pb};
 use crate::dispatch;
 use crate::machine::Reject;
 use crate::raft::handle::{ProposeError, TransferError};
+use crate::raft::membership;
 use crate::types::{Revision, limits};
 
 /// A change of leader is over in tens of milliseconds: whoever asks again should not be later.
@@ -54,6 +57,8 @@ pub enum Refusal {
     /// The hop to the leader died while it had the call.
     HopLost,
     Transfer(TransferError),
+    /// The members stay as they are.
+    Change(membership::Error),
     Denied {
         who: String,
         action: &'static str,
@@ -71,6 +76,16 @@ impl From<Reject> for Refusal {
 impl From<ProposeError> for Refusal {
     fn from(error: ProposeError) -> Self {
         Self::Propose(error)
+    }
+}
+
+impl From<membership::Error> for Refusal {
+    fn from(error: membership::Error) -> Self {
+        match error {
+            // What is not the leader's is passed on.
+            membership::Error::NotLeader { leader } => Self::Propose(ProposeError::NotLeader { leader }),
+            error => Self::Change(error),
+        }
     }
 }
 
@@ -233,6 +248,7 @@ fn parts(refusal: &Refusal) -> Parts {
         )
         .retry_ms(FAILOVER_RETRY_MS),
         Refusal::Transfer(error) => of_transfer(error),
+        Refusal::Change(error) => change::of_change(error),
         Refusal::Denied { who, action } => Parts::new(
             Code::PermissionDenied,
             "DENIED",

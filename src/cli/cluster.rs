@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::{Output, Target};
 use super::exit::{Exit, Failure};
 use super::output::Row;
-use super::{output, rows};
+use super::{members, output, rows};
 use crate::client::{self, Client, NodeStatus, StateHash};
 
 /// Look at and steer the cluster.
@@ -31,6 +31,12 @@ enum ClusterVerbs {
         #[arg(long, value_name = "NODE", default_value_t = 0, hide_default_value = true)]
         to: u64,
     },
+    AddNode(members::AddNode),
+    Promote(members::Promote),
+    Remove(members::Remove),
+    Replace(members::Replace),
+    SafeToStop(members::SafeToStop),
+    Snapshot(members::Snapshot),
 }
 
 /// Look at workers and drain them.
@@ -78,6 +84,12 @@ impl ClusterVerb {
                 output::note("leads now");
                 Ok(Exit::Ok)
             }
+            ClusterVerbs::AddNode(verb) => verb.run(client).await,
+            ClusterVerbs::Promote(verb) => verb.run(client).await,
+            ClusterVerbs::Remove(verb) => verb.run(client).await,
+            ClusterVerbs::Replace(verb) => verb.run(client).await,
+            ClusterVerbs::SafeToStop(verb) => verb.run(client).await,
+            ClusterVerbs::Snapshot(verb) => verb.run(client).await,
         }
     }
 }

@@ -10,6 +10,7 @@ mod demo;
 mod dev;
 pub mod exit;
 pub mod local;
+mod members;
 mod output;
 mod packages;
 mod queues;

@@ -17,6 +17,7 @@ Examples:
   wharf serve --data-dir ./data                          one node, on loopback
   wharf serve --config /etc/wharf/wharf.toml
   wharf serve --node 1 --data-dir ./1 --cluster-node 1=127.0.0.1:7412 --cluster-node 2=127.0.0.1:7422 …
+  wharf serve --node 4 --data-dir ./4 --join             waits for: wharf cluster add-node 4 --peer HOST:PORT
 
 Precedence: flag, environment (WHARF_LISTEN_CLIENT for listen.client), file, default.
 SIGTERM drains: leadership moves, streams finish, the log is flushed. A second one exits at once.")]
@@ -78,6 +79,9 @@ struct NodeFlags {
     /// A node of the cluster and its peer address; once for each, the same on all nodes.
     #[arg(long = "cluster-node", value_name = "N=HOST:PORT")]
     cluster_nodes: Vec<String>,
+    /// Form no cluster: wait for `wharf cluster add-node`.
+    #[arg(long, conflicts_with = "cluster_nodes")]
+    join: bool,
     /// Listen beyond loopback without TLS.
     #[arg(long)]
     insecure: bool,
@@ -139,6 +143,9 @@ impl NodeFlags {
         flags.extend(self.node.map(|node| ("node", Value::from(node))));
         if !self.cluster_nodes.is_empty() {
             flags.push(("cluster.nodes", Value::from(self.cluster_nodes)));
+        }
+        if self.join {
+            flags.push(("cluster.join", Value::from(true)));
         }
         if self.insecure {
             flags.push(("insecure", Value::from(true)));

@@ -30,7 +30,12 @@ impl Client {
         Builder { addrs: addrs.to_owned(), env: Env::real(), timeout, follow_leader: true }
     }
 
-    /// The same client with another deadline for each call. Calls that wait take their own.
+    /// The deadline of each call. Calls that wait take their own.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The same client with another deadline for each call.
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { nodes: self.nodes.clone(), timeout }
     }

@@ -24,6 +24,7 @@ mod call;
 mod cluster;
 mod error;
 mod ids;
+mod members;
 mod nodes;
 mod package;
 mod packages;
@@ -37,6 +38,7 @@ mod tests;
 
 pub use builder::{Builder, Client};
 pub use error::Error;
+pub use members::{Changed, SafeToStop};
 pub use packages::Submitted;
 pub use submitter::{Submitter, SubmitterBuilder, Ticket};
 pub use watch::Watch;

@@ -83,6 +83,8 @@ pub struct Machine {
     state: State,
     index: Index,
     now: Now,
+    /// The highest machine version that this program applies. No part of the state.
+    knows: u32,
 }
 
 /// What the batch under way gathers. Empty between batches.
@@ -111,12 +113,17 @@ impl Machine {
     }
 
     fn of(state: State) -> Self {
-        Self { index: Index::rebuild(&state), state, now: Now::default() }
+        Self { index: Index::rebuild(&state), state, now: Now::default(), knows: version::CURRENT }
+    }
+
+    /// The same for a program that applies versions up to `knows`.
+    pub fn knowing(self, knows: u32) -> Self {
+        Self { knows, ..self }
     }
 
     /// Applies one log entry. Total: refusals are outcomes; an error halts the node.
     pub fn apply(&mut self, meta: Meta, batch: &Batch) -> std::result::Result<Applied, Broken> {
-        version::check(batch)?;
+        version::check(batch, self.knows)?;
         self.stamp(meta, batch);
 
         // Whatever a worker or client said by now beats the passing of time.

@@ -49,7 +49,12 @@ impl Machine {
 
     /// Builds the state from what [`Frozen::write`] wrote.
     pub fn restore(from: &mut dyn Read) -> Result<Self, Broken> {
-        read_state(from).map(Self::of)
+        Self::restore_knowing(from, super::version::CURRENT)
+    }
+
+    /// The same for a program that applies versions up to `knows`; see [`Machine::knowing`].
+    pub fn restore_knowing(from: &mut dyn Read, knows: u32) -> Result<Self, Broken> {
+        Ok(Self::of(read_state(from, knows)?).knowing(knows))
     }
 }
 
@@ -305,7 +310,7 @@ fn read_record(from: &mut dyn Read, buffer: &mut Vec<u8>) -> Result<Record, Brok
     record.record.ok_or_else(|| broken("a record of an unknown type: written by a later version"))
 }
 
-fn read_state(from: &mut dyn Read) -> Result<State, Broken> {
+fn read_state(from: &mut dyn Read, knows: u32) -> Result<State, Broken> {
     let mut buffer = Vec::new();
     let Record::Globals(globals) = read_record(from, &mut buffer)? else {
         return Err(broken("the first record must be the globals"));
@@ -313,8 +318,8 @@ fn read_state(from: &mut dyn Read) -> Result<State, Broken> {
     if globals.format != FORMAT {
         return Err(broken(format!("format {}, this program reads {FORMAT}", globals.format)));
     }
-    if globals.version > super::version::CURRENT {
-        return Err(Broken::NewerVersion { needs: globals.version, knows: super::version::CURRENT });
+    if globals.version > knows {
+        return Err(Broken::NewerVersion { needs: globals.version, knows });
     }
     let mut queues: Vec<Slot<Queue>> = Vec::new();
     let mut sessions: Vec<Slot<Session>> = Vec::new();

@@ -3,11 +3,12 @@
 //! Nodes start in any order and probe each other until the log says that they belong to a cluster.
 //! The one with the lowest number forms it, once every listed node has answered, is configured
 //! with the same list and belongs to none; it learned their incarnations on the way, so that only
-//! these very data directories take part. The others adopt the cluster when it speaks to them.
+//! these very data directories take part. The others adopt the cluster when it speaks to them. A node
+//! without a list waits to be added.
 //!
 //! Invariants: the cluster's id is durable before Raft is initialized, so a crash in between goes
-//! on with the same one. A node that the cluster knows under another incarnation was wiped: it is
-//! refused and told how to come back.
+//! on with the same one. A node that the cluster knows under another incarnation was wiped: it takes
+//! no part, and tells the command that gives it its place anew.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use futures::stream::FuturesUnordered;
 use openraft::errors::{InitializeError, RaftError};
 use tokio::time::{sleep, timeout};
 
+use super::convert;
 use super::network::{Channels, Purpose};
 use super::peer_server::Raft;
 use super::peers::{Peers, rejoin};
@@ -63,7 +65,7 @@ pub struct Bootstrap {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("{0}")]
-    Wiped(String),
+    Removed(String),
     #[error("{0}")]
     Failed(String),
 }
@@ -71,30 +73,43 @@ pub enum Refused {
 impl Bootstrap {
     /// Until the node belongs to a cluster. A node without a list waits to be added to one.
     pub async fn run(self) -> Result<(), Refused> {
-        let mut told = String::new();
         let digest = digest(&self.nodes);
         loop {
             match self.raft.is_initialized().await {
-                Ok(true) | Err(_) => return Ok(()),
+                Ok(true) | Err(_) => break,
                 Ok(false) => {}
             }
-            match self.round(&digest).await? {
-                Round::Formed => return Ok(()),
-                Round::Waiting(why) if why != told => {
-                    tracing::info!(%why, "no cluster yet");
-                    told = why;
+            let round = self.round(&digest).await?;
+            self.peers.set_apart(self.nodes.is_empty() || matches!(round, Round::Refused(_)));
+            match round {
+                Round::Formed => break,
+                Round::Waiting(why) => {
+                    if self.peers.set_waiting(Some(why.clone())) {
+                        tracing::info!(%why, "no cluster yet");
+                    }
                 }
-                Round::Waiting(_) => {}
+                Round::Refused(why) => {
+                    if self.peers.set_waiting(Some(why.clone())) {
+                        tracing::error!(%why, "refused");
+                    }
+                }
             }
             let jitter = self.peers.env().random.next() % limits::BOOTSTRAP_RETRY_MS;
             sleep(Duration::from_millis(limits::BOOTSTRAP_RETRY_MS + jitter)).await;
         }
+        self.peers.set_waiting(None);
+        self.peers.set_apart(false);
+        Ok(())
     }
 
     async fn round(&self, digest: &Bytes) -> Result<Round, Refused> {
         let own = self.peers.node;
         if self.nodes.is_empty() {
-            return Ok(Round::Waiting("waiting to be added to a cluster".to_owned()));
+            let addr = &self.peers.own.peer_addr;
+            return Ok(match self.peers.refused() {
+                Some(why) => Round::Refused(why),
+                None => Round::Waiting(format!("waiting to be added: wharf cluster add-node {own} --peer {addr}")),
+            });
         }
         let others = self.nodes.iter().filter(|node| node.node != own);
         let mut probes: FuturesUnordered<_> = others.map(|node| self.probe(node, digest)).collect();
@@ -110,7 +125,8 @@ impl Bootstrap {
             };
             let known = answer.known_incarnation;
             if known != 0 && known != self.peers.own.incarnation {
-                return Err(Refused::Wiped(rejoin(own, self.peers.own.incarnation, known)));
+                let own = &self.peers.own;
+                return Ok(Round::Refused(rejoin(self.peers.node, own.incarnation, known, &own.peer_addr)));
             }
             if answer.initialized || !(answer.cluster_id.is_empty() || answer.cluster_id == self.peers.cluster_id()) {
                 problem = Some(format!("node {node} belongs to a cluster: waiting for its leader"));
@@ -154,7 +170,7 @@ impl Bootstrap {
 
     async fn probe(&self, node: &BootstrapNode, digest: &Bytes) -> (NodeId, Result<pb::ProbeResponse, String>) {
         let envelope = Some(self.peers.envelope(node.node, 0));
-        let request = pb::ProbeRequest { envelope, bootstrap_digest: digest.clone() };
+        let request = pb::ProbeRequest { envelope, bootstrap_digest: digest.clone(), member: None };
         let mut client = self.channels.client(node.node, &node.peer_addr, Purpose::Raft);
         let answer = match timeout(Duration::from_millis(limits::PROBE_MS), client.probe(request)).await {
             Err(_) => Err("no answer in time".to_owned()),
@@ -166,20 +182,17 @@ impl Bootstrap {
 }
 
 /// A node as it told of itself.
-fn told(answer: pb::ProbeResponse) -> Member {
-    let member = answer.member.unwrap_or_default();
-    Member {
-        peer_addr: member.peer_addr,
-        client_addr: member.client_addr,
-        admin_addr: member.admin_addr,
-        incarnation: answer.incarnation,
-    }
+pub(super) fn told(answer: pb::ProbeResponse) -> Member {
+    let incarnation = answer.incarnation;
+    Member { incarnation, ..convert::member(answer.member.unwrap_or_default()) }
 }
 
 enum Round {
     Formed,
     /// Why there is no cluster yet.
     Waiting(String),
+    /// The cluster knows another node of this number.
+    Refused(String),
 }
 
 #[cfg(test)]

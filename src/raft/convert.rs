@@ -62,6 +62,15 @@ pub fn member_to_proto(node: NodeId, member: &Member) -> pb::Member {
     }
 }
 
+pub fn member(from: pb::Member) -> Member {
+    Member {
+        peer_addr: from.peer_addr,
+        client_addr: from.client_addr,
+        admin_addr: from.admin_addr,
+        incarnation: from.incarnation,
+    }
+}
+
 pub fn membership(from: pb::Membership) -> Result<Membership, Malformed> {
     membership_from_proto(from).map_err(|_| Malformed("membership"))
 }

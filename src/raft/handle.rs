@@ -2,7 +2,7 @@
 //! leadership. Cheap to clone.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,11 +17,13 @@ use tonic::transport::Channel;
 use super::changes::Changes;
 use super::data_dir::DataDir;
 use super::machine_adapter::State;
+use super::membership;
 use super::network::{Channels, Purpose};
 use super::peer_server::Raft;
 use super::peers::{PeerView, Peers};
 use super::proposer::Proposer;
 use super::reads::Reads;
+use super::reconfig::Reconfig;
 use super::types::{Member, TypeConfig};
 use crate::machine::command::Command;
 use crate::machine::{Effect, Machine, Outcome};
@@ -136,6 +138,7 @@ pub(super) struct Inner {
     pub(super) disk: Arc<DataDir>,
     pub(super) alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
     pub(super) stopping: Arc<AtomicBool>,
+    pub(super) reconfig: Arc<Reconfig>,
 }
 
 impl Handle {
@@ -259,6 +262,59 @@ impl Handle {
             .ok_or(TransferError::Alone)
     }
 
+    /// Adds the node that waits at `addr` as a learner; with `replace`, in the place of a node of that
+    /// number that lost its data directory. False: it is a member already.
+    pub async fn add_member(
+        &self,
+        node: NodeId,
+        addr: &str,
+        replace: bool,
+        force: bool,
+        deadline: Duration,
+    ) -> Result<bool, membership::Error> {
+        self.inner.reconfig.add(node, addr, replace, force, deadline).await
+    }
+
+    /// Makes learners that have caught up voters. False: all are voters already.
+    pub async fn promote_members(
+        &self,
+        nodes: &BTreeSet<NodeId>,
+        deadline: Duration,
+    ) -> Result<bool, membership::Error> {
+        self.inner.reconfig.promote(nodes, deadline).await
+    }
+
+    /// Removes members. If this node is one of them, it hands over and answers `NotLeader`: the next
+    /// leader is to be asked.
+    pub async fn remove_members(
+        &self,
+        nodes: &BTreeSet<NodeId>,
+        force: bool,
+        deadline: Duration,
+    ) -> Result<(), membership::Error> {
+        let Some(to) = self.inner.reconfig.remove(nodes, force, deadline).await? else { return Ok(()) };
+        match self.transfer_leadership(Some(to), deadline).await {
+            Ok(_) => Err(membership::Error::NotLeader { leader: self.standing().borrow().leader.clone() }),
+            Err(TransferError::NotLeader { leader }) => Err(membership::Error::NotLeader { leader }),
+            Err(_) => Err(membership::Error::NotHandedOver(to)),
+        }
+    }
+
+    /// Whether the cluster goes on if `node` stops now, and why. Only the leader can tell.
+    pub fn safe_to_stop(&self, node: NodeId) -> Result<(bool, String), membership::Error> {
+        self.inner.reconfig.safe_to_stop(node)
+    }
+
+    /// This node waits for an operator to let it take part: no call can be served soon.
+    pub fn stands_apart(&self) -> bool {
+        self.inner.peers.stands_apart()
+    }
+
+    /// Why this node takes no part yet; None once it does.
+    pub fn waiting(&self) -> Option<String> {
+        self.inner.peers.waiting()
+    }
+
     /// How far each member's log is known to agree; empty on followers.
     fn matched(&self) -> BTreeMap<NodeId, u64> {
         let replication = self.inner.raft.metrics().borrow_watched().replication.clone();
@@ -276,6 +332,10 @@ impl Handle {
             node: peer.node,
             voter: peer.voter,
             reachable: peer.reachable,
+            machine_version: match peer.node == inner.peers.node {
+                true => Some(inner.peers.machine_version()),
+                false => peer.heard.map(|heard| heard.machine_version),
+            },
             matched_index: matched.get(&peer.node).copied(),
             member: peer.member,
         };
@@ -293,6 +353,7 @@ impl Handle {
             snapshot_index: index(&view.snapshot),
             purged_index: index(&view.purged),
             members: inner.peers.members().into_iter().map(member).collect(),
+            change_under_way: inner.reconfig.under_way(),
             disk: inner.disk.status(),
             alarms: inner.alarms.lock().values().cloned().collect(),
             metrics,
@@ -354,6 +415,11 @@ impl Handle {
     }
 
     #[cfg(test)]
+    pub(super) fn reconfig(&self) -> &Reconfig {
+        &self.inner.reconfig
+    }
+
+    #[cfg(test)]
     pub(super) fn inner_raft(&self) -> &Raft {
         &self.inner.raft
     }
@@ -392,6 +458,8 @@ pub struct MemberStatus {
     pub member: Member,
     pub voter: bool,
     pub reachable: bool,
+    /// The highest machine version that it applies, as it last said.
+    pub machine_version: Option<u32>,
     /// Only the leader knows.
     pub matched_index: Option<u64>,
 }
@@ -430,6 +498,8 @@ pub struct Status {
     pub snapshot_index: u64,
     pub purged_index: u64,
     pub members: Vec<MemberStatus>,
+    /// A change of members is not at its end.
+    pub change_under_way: bool,
     pub disk: DiskStatus,
     pub alarms: Vec<Alarm>,
     pub metrics: Metrics,

@@ -35,6 +35,8 @@ use crate::types::{NodeId, Revision, limits};
 pub struct State {
     pub node: NodeId,
     pub machine: RwLock<Machine>,
+    /// The highest machine version that this program applies.
+    machine_version: u32,
     pub time: Arc<AppliedTime>,
     pub counters: Arc<Counters>,
     pub changes: Arc<Changes>,
@@ -53,6 +55,7 @@ pub struct State {
 impl State {
     pub fn new(
         node: NodeId,
+        machine_version: u32,
         counters: Arc<Counters>,
         blocking: Blocking,
         skip: Option<SkipEntry>,
@@ -61,7 +64,8 @@ impl State {
         let (feed, effects) = mpsc::channel(limits::MAX_EFFECT_BATCHES);
         let state = Self {
             node,
-            machine: RwLock::new(Machine::new()),
+            machine: RwLock::new(Machine::new().knowing(machine_version)),
+            machine_version,
             time: Arc::default(),
             counters,
             changes: Changes::new(Bounds::default()),
@@ -315,12 +319,13 @@ impl RaftStateMachine<TypeConfig> for Adapter {
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<TypeConfig>, snapshot: Snapshot) -> io::Result<()> {
         let received = matches!(snapshot, Snapshot::Received(_));
         let shelf = Arc::clone(&self.shelf);
+        let knows = self.state.machine_version;
         let restore = move || -> io::Result<Machine> {
             let kept = match snapshot {
                 Snapshot::Kept(kept) => kept,
                 Snapshot::Received(file) => file.finish()?,
             };
-            let machine = Machine::restore(&mut kept.body()).map_err(io::Error::other)?;
+            let machine = Machine::restore_knowing(&mut kept.body(), knows).map_err(io::Error::other)?;
             shelf.use_from_now(&kept);
             Ok(machine)
         };
@@ -380,7 +385,7 @@ mod tests {
 
     fn state(skip: Option<SkipEntry>) -> (Arc<State>, mpsc::Receiver<Feed>) {
         let (fatal, _) = mpsc::channel(1);
-        State::new(1, Arc::default(), Blocking::Inline, skip, fatal)
+        State::new(1, 1, Arc::default(), Blocking::Inline, skip, fatal)
     }
 
     #[test]
@@ -434,7 +439,7 @@ mod tests {
     fn a_full_feed_loses_effects_and_says_so() {
         let (state, mut feed) = state(None);
         state.serve_feed(1);
-        let send = |index| state.feed(Meta { index, term: 1 }, Revision(1), &started(1, 1), vec![Effect::Fingerprint]);
+        let send = |index| state.feed(Meta { index, term: 1 }, &started(1, 1), Revision(1), vec![Effect::Fingerprint]);
         let most = limits::MAX_EFFECT_BATCHES as u64;
         (0..most + 10).for_each(send);
         for expected in 0..most {

@@ -1,8 +1,9 @@
 //! What a node does beside the hot path: snapshots by log bytes, purging behind them, the disk's
-//! room, alarms.
+//! room, a word with each silent peer, alarms.
 //!
 //! Invariants: the log is purged only up to a durable snapshot, and keeps `LOG_KEEP_BYTES` behind
-//! it, so that a follower that was away briefly needs no snapshot.
+//! it, so that a follower that was away briefly needs no snapshot. A node stops because it was removed
+//! only if its own membership has it, and a committed one that is later has not.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +13,13 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use super::Fatal;
+use super::bootstrap::Refused;
 use super::clock::Stamper;
+use super::convert;
 use super::data_dir::DataDir;
 use super::handle::{Alarm, Standing};
 use super::log_store::LogStore;
@@ -25,7 +29,7 @@ use super::peers::{Heard, PeerView, Peers};
 use super::proposer::Proposer;
 use crate::proto::internal as pb;
 use crate::storage::space::Room;
-use crate::types::{Wall, limits};
+use crate::types::{NodeId, Wall, limits};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -41,6 +45,15 @@ pub struct Maintenance {
     pub standing: watch::Receiver<Standing>,
     pub alarms: Arc<Mutex<BTreeMap<&'static str, Alarm>>>,
     pub snapshot_every_log_bytes: u64,
+    pub fatal: mpsc::Sender<Fatal>,
+}
+
+/// What a probe of a peer brought to light.
+enum Word {
+    /// A later membership than this node's does not have it.
+    Removed,
+    /// Another node answers under that number: it lost its data directory.
+    Wiped(NodeId),
 }
 
 impl Maintenance {
@@ -85,23 +98,62 @@ impl Maintenance {
     /// Followers speak to each other too: whoever leads next knows the others' clocks at once, and
     /// the connections that an election needs are warm.
     async fn look_at_peers(&self) {
-        let silent = self.peers.members().into_iter().filter(|peer| {
+        let members = self.peers.members();
+        self.channels.keep(|node| members.iter().any(|peer| peer.node == node));
+        let silent = members.into_iter().filter(|peer| {
             let lately = |heard: Heard| heard.at.elapsed() < LOOK_EVERY;
             peer.node != self.peers.node && !peer.heard.is_some_and(lately)
         });
         let probes: FuturesUnordered<_> = silent.map(|peer| self.probe(peer)).collect();
-        probes.collect::<()>().await;
+        let mut wiped = Vec::new();
+        for word in probes.filter_map(async |word| word).collect::<Vec<_>>().await {
+            match word {
+                Word::Wiped(node) => wiped.push(node),
+                Word::Removed => {
+                    let node = self.peers.node;
+                    let why = format!(
+                        "node {node} was removed from the cluster and takes no part any more. To let it join again, \
+                         remove its data directory, start it with `--join` and run: wharf cluster add-node {node} \
+                         --peer {}",
+                        self.peers.own.peer_addr
+                    );
+                    // A reason that is already there counts more.
+                    let _ = self.fatal.try_send(Refused::Removed(why).into());
+                }
+            }
+        }
+        wiped.sort_unstable();
+        let message = format!(
+            "{} came back with a new data directory and takes no part: wharf cluster replace {} --peer HOST:PORT",
+            nodes(&wiped),
+            wiped.first().copied().unwrap_or_default()
+        );
+        self.alarm("NODE_WIPED", (!wiped.is_empty()).then_some(message));
     }
 
-    async fn probe(&self, peer: PeerView) {
+    async fn probe(&self, peer: PeerView) -> Option<Word> {
         let envelope = Some(self.peers.envelope(peer.node, peer.member.incarnation));
-        let request = pb::ProbeRequest { envelope, ..pb::ProbeRequest::default() };
+        let member = Some(convert::member_to_proto(self.peers.node, &self.peers.own));
+        let request = pb::ProbeRequest { envelope, member, ..pb::ProbeRequest::default() };
         let mut client = self.channels.client(peer.node, &peer.member.peer_addr, Purpose::Raft);
-        let Ok(Ok(answer)) = timeout(LOOK_EVERY, client.probe(request)).await else { return };
+        let Ok(Ok(answer)) = timeout(LOOK_EVERY, client.probe(request)).await else { return None };
         let answer = answer.into_inner();
-        if answer.incarnation == peer.member.incarnation {
-            self.peers.heard(peer.node, answer.health);
+        let ours = self.peers.cluster_id();
+        if answer.incarnation != peer.member.incarnation {
+            let blank = answer.cluster_id.is_empty() || answer.cluster_id == ours;
+            return (blank && !answer.initialized).then_some(Word::Wiped(peer.node));
         }
+        self.peers.heard(peer.node, answer.incarnation, answer.health);
+        if let Some(member) = answer.member {
+            self.peers.told(peer.node, convert::member(member));
+        }
+        let own = self.raft.server_metrics().borrow_watched().membership_config.clone();
+        // A learner may have begun with a snapshot from before it was added.
+        let was_member =
+            own.membership().get_node(&self.peers.node).is_some_and(|me| me.incarnation == self.peers.own.incarnation);
+        let later = answer.membership.as_ref().map(convert::log_id) > *own.log_id();
+        let known = answer.known_incarnation == self.peers.own.incarnation;
+        (was_member && later && !known && answer.cluster_id == ours).then_some(Word::Removed)
     }
 
     /// Submits need room on a quorum; a leader without any hands over.

@@ -3,8 +3,8 @@
 //! The ways through: a command goes `handle` → `proposer` (group commit) → Raft → `log_store` and
 //! `network` → `machine_adapter` → back through the proposer. Beside it stand `leadership` (barrier,
 //! `LeaderStarted`), `ticker` and `clock` (time through the log), `failover`, `bootstrap`,
-//! `maintenance` (snapshots, purge, alarms), `reads` (read index), `changes` (what
-//! happened to packages, for readers) and `peers` (who is who).
+//! `membership` and `reconfig` (who takes part), `maintenance` (snapshots, purge, alarms), `reads` (read
+//! index), `changes` (what happened to packages, for readers) and `peers` (who is who).
 //!
 //! Invariants: nothing is confirmed that a quorum has not on disk; "not applied" is said only when
 //! it is certain; every peer call names who is meant, by incarnation. Only `raft` and `storage` name
@@ -25,11 +25,15 @@ mod leadership;
 pub mod log_store;
 mod machine_adapter;
 mod maintenance;
+pub mod membership;
+#[cfg(test)]
+mod membership_tests;
 mod network;
 pub mod peer_server;
 mod peers;
 mod proposer;
 mod reads;
+mod reconfig;
 mod runtime;
 pub mod snapshots;
 #[cfg(test)]
@@ -142,7 +146,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
     let (fatal, fatal_out) = mpsc::channel(1);
     let counters = Arc::new(counters::Counters::default());
     let (state, effects) =
-        machine_adapter::State::new(node, Arc::clone(&counters), blocking, skip_entry, fatal.clone());
+        machine_adapter::State::new(node, machine_version, Arc::clone(&counters), blocking, skip_entry, fatal.clone());
     member.incarnation = home.identity().incarnation;
     let home = Arc::new(home);
     let disk = Arc::new(data_dir::DataDir::new(Arc::clone(&home)));
@@ -201,7 +205,17 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         standing: standing_out.clone(),
         alarms: Arc::clone(&alarms),
         snapshot_every_log_bytes: tuning.snapshot_every_log_bytes,
+        fatal: fatal.clone(),
     };
+    let reconfig = Arc::new(reconfig::Reconfig {
+        raft: raft.clone(),
+        peers: Arc::clone(&peers),
+        channels: Arc::clone(&channels),
+        proposer: Arc::clone(&proposer),
+        state: Arc::clone(&state),
+        standing: standing_out.clone(),
+        one: Arc::default(),
+    });
     let former = Bootstrap {
         raft: raft.clone(),
         peers: Arc::clone(&peers),
@@ -215,6 +229,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
     tokio::spawn(Arc::clone(&failover).run(raft.clone()));
     tokio::spawn(maintenance.run());
     tokio::spawn(Arc::clone(&state.changes).route());
+    tokio::spawn(Arc::clone(&reconfig).run());
     tokio::spawn(async move {
         if let Err(refused) = former.run().await {
             // A reason that is already there counts more.
@@ -243,6 +258,7 @@ async fn start_in_scope(options: Options) -> Result<Started, Fatal> {
         disk,
         alarms,
         stopping,
+        reconfig,
     });
     Ok(Started { handle, peer: service.into_server(), fatal: fatal_out })
 }

@@ -44,6 +44,8 @@ pub enum Purpose {
     Snapshot,
     /// Client calls that a follower forwards.
     Forward,
+    /// A word with a node that may be no member, or at another address.
+    Probe,
 }
 
 /// The connections of this node, one a peer and purpose, kept for as long as the address holds.
@@ -68,6 +70,11 @@ impl Channels {
         let channel = self.dial(addr);
         open.insert((node, purpose), (addr.to_owned(), channel.clone()));
         channel
+    }
+
+    /// Closes what leads to nodes that are members no more.
+    pub fn keep(&self, members: impl Fn(NodeId) -> bool) {
+        self.open.lock().retain(|(node, _), _| members(*node));
     }
 
     fn dial(&self, addr: &str) -> Channel {
@@ -170,7 +177,10 @@ impl Client {
 
     fn client(&self) -> PeerClient<Channel> {
         let purpose = if self.kind == Kind::Snapshot { Purpose::Snapshot } else { Purpose::Raft };
-        self.network.channels.client(self.target, &self.member.peer_addr, purpose)
+        // openraft keeps a client for as long as a node is a member: its address may have changed since.
+        let now = self.network.peers.member(self.target).filter(|now| now.incarnation == self.member.incarnation);
+        let addr = now.map_or_else(|| self.member.peer_addr.clone(), |now| now.peer_addr);
+        self.network.channels.client(self.target, &addr, purpose)
     }
 
     fn timed_out(&self, action: RPCTypes, after: Duration) -> Timeout<TypeConfig> {
@@ -214,7 +224,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         let message = convert::append_to_proto(Some(self.envelope()), &request);
         let mut client = self.client();
         let response = self.call(RPCTypes::AppendEntries, option.hard_ttl(), client.append(message)).await?;
-        self.network.peers.heard(self.target, response.health);
+        self.network.peers.heard(self.target, self.member.incarnation, response.health);
         Ok(convert::append_response(response).map_err(malformed)?)
     }
 
@@ -355,7 +365,7 @@ impl Answers<'_> {
                 Ok(Ok(Some(answer))) => answer,
             };
             self.received += 1;
-            self.client.network.peers.heard(self.client.target, answer.health);
+            self.client.network.peers.heard(self.client.target, self.client.member.incarnation, answer.health);
             return Some(convert::stream_result(answer).map_err(|error| malformed(error).into()));
         }
     }

@@ -201,15 +201,26 @@ impl Peer for Service {
         }
         let initialized = self.raft.is_initialized().await.map_err(stopped)?;
         let known = self.peers.member(envelope.from_node).map_or(0, |member| member.incarnation);
+        let ours = self.peers.cluster_id();
+        if !initialized && envelope.to_incarnation != 0 && envelope.to_incarnation != self.peers.own.incarnation {
+            self.peers.mistaken_for(envelope.to_incarnation);
+        }
+        if let Some(member) = request.member
+            && envelope.cluster_id == ours
+        {
+            self.peers.told(envelope.from_node, convert::member(member));
+        }
+        let committed = self.raft.metrics().borrow_watched().committed_membership_config.log_id().clone();
         Ok(Response::new(pb::ProbeResponse {
             node: self.peers.node,
             incarnation: self.peers.own.incarnation,
-            cluster_id: self.peers.cluster_id(),
+            cluster_id: ours,
             initialized,
             bootstrap_digest: self.bootstrap_digest.clone(),
             health: Some(self.peers.health()),
             member: Some(convert::member_to_proto(self.peers.node, &self.peers.own)),
             known_incarnation: known,
+            membership: committed.as_ref().map(convert::log_id_to_proto),
         }))
     }
 }

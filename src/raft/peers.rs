@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,6 +39,8 @@ struct Peer {
     voter: bool,
     heard: Option<Heard>,
     answered: Option<Instant>,
+    /// As it last told how it wants to be known.
+    told: Option<Member>,
     /// Append streams that come from it.
     inbound: u32,
 }
@@ -51,6 +53,8 @@ pub struct PeerView {
     pub voter: bool,
     pub heard: Option<Heard>,
     pub reachable: bool,
+    /// As it told how it wants to be known; its addresses may have changed.
+    pub told: Option<Member>,
 }
 
 /// See the module. Shared by the network, the peer service and the tasks.
@@ -64,6 +68,11 @@ pub struct Peers {
     room: AtomicU32,
     cluster_id: Mutex<Bytes>,
     table: Mutex<BTreeMap<NodeId, Peer>>,
+    /// Why this node takes no part yet, and what to do about it.
+    waiting: Mutex<Option<String>>,
+    apart: AtomicBool,
+    /// A cluster means another node of this number: with which incarnation.
+    mistaken: AtomicU64,
     /// An append stream broke off: failover looks why.
     lost: Mutex<Option<NodeId>>,
     pub(super) lost_notify: Notify,
@@ -81,6 +90,9 @@ impl Peers {
             room: AtomicU32::new(0),
             cluster_id: Mutex::new(cluster_id),
             table: Mutex::default(),
+            waiting: Mutex::default(),
+            apart: AtomicBool::new(false),
+            mistaken: AtomicU64::new(0),
             lost: Mutex::new(None),
             lost_notify: Notify::new(),
         }
@@ -110,6 +122,44 @@ impl Peers {
         Ok(())
     }
 
+    /// The highest machine version that this program applies.
+    pub fn machine_version(&self) -> u32 {
+        self.machine_version
+    }
+
+    /// Why this node takes no part yet; None once it does.
+    pub fn waiting(&self) -> Option<String> {
+        self.waiting.lock().clone()
+    }
+
+    /// This node waits for an operator, not for others that start: no call can be served soon.
+    pub fn stands_apart(&self) -> bool {
+        self.apart.load(Ordering::Relaxed)
+    }
+
+    pub fn set_apart(&self, apart: bool) {
+        self.apart.store(apart, Ordering::Relaxed);
+    }
+
+    /// True if that is news.
+    pub fn set_waiting(&self, why: Option<String>) -> bool {
+        let mut waiting = self.waiting.lock();
+        let news = *waiting != why;
+        *waiting = why;
+        news
+    }
+
+    /// A node of a cluster took this one for its predecessor of that incarnation.
+    pub fn mistaken_for(&self, incarnation: u64) {
+        self.mistaken.store(incarnation, Ordering::Relaxed);
+    }
+
+    /// What a node is told whose cluster knows its number with another data directory.
+    pub fn refused(&self) -> Option<String> {
+        let known = self.mistaken.load(Ordering::Relaxed);
+        (known != 0).then(|| rejoin(self.node, self.own.incarnation, known, &self.own.peer_addr))
+    }
+
     pub fn set_room(&self, room: Room) {
         self.room.store(room as u32, Ordering::Relaxed);
     }
@@ -127,11 +177,14 @@ impl Peers {
         }
     }
 
-    /// A peer told of itself.
-    pub fn heard(&self, node: NodeId, health: Option<pb::Health>) {
+    /// A peer told of itself. An answer that another node of its number still owed is ignored.
+    pub fn heard(&self, node: NodeId, incarnation: u64, health: Option<pb::Health>) {
         let now = Instant::now();
         let mut table = self.table.lock();
-        let peer = table.entry(node).or_default();
+        let Some(peer) = table.get_mut(&node) else { return };
+        if peer.member.as_ref().is_none_or(|member| member.incarnation != incarnation) {
+            return;
+        }
         peer.answered = Some(now);
         if let Some(health) = health {
             peer.heard = Some(Heard {
@@ -143,15 +196,31 @@ impl Peers {
         }
     }
 
-    /// The membership in force.
+    /// A member told how it wants to be known. Ignored if it is another node of that number.
+    pub fn told(&self, node: NodeId, member: Member) {
+        let mut table = self.table.lock();
+        if let Some(peer) = table.get_mut(&node)
+            && peer.member.as_ref().is_some_and(|known| known.incarnation == member.incarnation)
+        {
+            peer.told = Some(member);
+        }
+    }
+
+    /// The membership in force. What was heard of a node does not count for another one that has its
+    /// number now.
     pub fn set_members<'a>(&self, members: impl Iterator<Item = (NodeId, &'a Member, bool)>) {
         let mut table = self.table.lock();
-        for peer in table.values_mut() {
-            peer.member = None;
+        let mut before = BTreeMap::new();
+        for (node, peer) in table.iter_mut() {
+            before.insert(*node, peer.member.take());
             peer.voter = false;
         }
         for (node, member, voter) in members {
             let peer = table.entry(node).or_default();
+            let known = before.get(&node).and_then(Option::as_ref);
+            if known.is_none_or(|known| known.incarnation != member.incarnation) {
+                (peer.heard, peer.answered, peer.told) = (None, None, None);
+            }
             peer.member = Some(member.clone());
             peer.voter = voter;
         }
@@ -175,7 +244,14 @@ impl Peers {
         let view = |(node, peer): (&NodeId, &Peer)| {
             let member = peer.member.clone()?;
             let reachable = reachable(*node, peer);
-            Some(PeerView { node: *node, member, voter: peer.voter, heard: peer.heard, reachable })
+            Some(PeerView {
+                node: *node,
+                member,
+                voter: peer.voter,
+                heard: peer.heard,
+                reachable,
+                told: peer.told.clone(),
+            })
         };
         table.iter().filter_map(view).collect()
     }
@@ -218,11 +294,8 @@ impl Peers {
             )));
         }
         if envelope.to_incarnation != self.own.incarnation {
-            return Err(Status::failed_precondition(format!(
-                "node {me} has the data directory of incarnation {:016x}, the cluster knows it as {:016x}: \
-                 remove the node from the cluster and let it join again as a learner",
-                self.own.incarnation, envelope.to_incarnation
-            )));
+            let (own, known) = (self.own.incarnation, envelope.to_incarnation);
+            return Err(Status::failed_precondition(rejoin(me, own, known, &self.own.peer_addr)));
         }
         let known = self.member(envelope.from_node);
         if let Some(known) = known
@@ -232,6 +305,7 @@ impl Peers {
                 envelope.from_node,
                 envelope.from_incarnation,
                 known.incarnation,
+                &known.peer_addr,
             )));
         }
         let own = self.cluster_id();
@@ -250,11 +324,11 @@ impl Peers {
 }
 
 /// What a wiped node is told.
-pub(super) fn rejoin(node: NodeId, comes: u64, known: u64) -> String {
+pub(super) fn rejoin(node: NodeId, comes: u64, known: u64, addr: &str) -> String {
     format!(
         "node {node} comes with a new data directory (incarnation {comes:016x}), the cluster knows it as \
-         {known:016x}: what it had confirmed is gone, so it may not vote under its old number; \
-         remove it from the cluster and let it join again as a learner"
+         {known:016x}: what it had confirmed is gone, so it may not vote under its old number. \
+         Let it take its own place anew: wharf cluster replace {node} --peer {addr}"
     )
 }
 
@@ -327,7 +401,7 @@ mod tests {
         let members = [(2, Member { incarnation: 22, ..Member::default() })];
         peers.set_members(members.iter().map(|(node, member)| (*node, member, true)));
         let wiped = pb::Envelope { from_incarnation: 23, ..from_two() };
-        assert!(peers.check(Some(wiped)).unwrap_err().message().contains("join again as a learner"));
+        assert!(peers.check(Some(wiped)).unwrap_err().message().contains("wharf cluster replace 2"));
         assert_eq!(peers.check(Some(from_two())).unwrap(), 2);
     }
 

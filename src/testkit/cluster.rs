@@ -244,6 +244,34 @@ impl Cluster {
         self.wait_ready().await
     }
 
+    /// Starts one more node, that waits to be added (`wharf serve --join`).
+    pub async fn join(&mut self, node: NodeId) -> Result<(), Error> {
+        self.inner.join(node).await.map_err(process)?;
+        self.ask_anew()
+    }
+
+    /// Ends a node that was removed from the cluster, and knows it no more.
+    pub async fn forget(&mut self, node: NodeId) -> Result<(), Error> {
+        self.inner.forget(node).await.map_err(process)?;
+        self.ask_anew()
+    }
+
+    /// Gives a node that is down other ports, as if its machine had moved.
+    pub async fn relocate(&mut self, node: NodeId) -> Result<(), Error> {
+        self.inner.relocate(node).await.map_err(process)?;
+        self.ask_anew()
+    }
+
+    /// Where other nodes reach a node.
+    pub fn peer_addr(&self, node: NodeId) -> Result<&str, Error> {
+        Ok(&self.inner.node(node).map_err(process)?.peer_addr)
+    }
+
+    fn ask_anew(&mut self) -> Result<(), Error> {
+        self.control = Client::builder(&self.inner.addrs()).follow_leader(false).build()?;
+        Ok(())
+    }
+
     /// Starts a node that is down and waits for nothing.
     pub fn spawn(&mut self, node: NodeId) -> Result<(), Error> {
         self.inner.restart(node).map_err(process)?;

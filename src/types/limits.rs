@@ -267,6 +267,16 @@ pub const BOOTSTRAP_RETRY_MS: u64 = 150;
 pub const PROBE_MS: u64 = 1_000;
 /// Whoever is to take leadership over does so within this.
 pub const TRANSFER_MS: u64 = 5_000;
+/// Members of a cluster, learners included: each gets the whole log from the leader.
+pub const MAX_MEMBERS: usize = 16;
+/// A learner that is no more log entries behind may become a voter; a voter that is further behind
+/// does not count where others are about to stop.
+pub const CAUGHT_UP_ENTRIES: u64 = 1_000;
+/// A peer address, `host:port`.
+pub const MAX_ADDR_BYTES: usize = 300;
+/// A leader looks this often whether the membership wants something: a change that was left half
+/// done, an address, a higher machine version.
+pub const MEMBERSHIP_LOOK_MS: u64 = 250;
 /// Leadership is handed over within this at shutdown.
 pub const SHUTDOWN_TRANSFER_MS: u64 = 2_000;
 

@@ -15,7 +15,7 @@ use super::harness::{QUEUE, Scene, binary};
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// What a verb did.
-struct Ran {
+pub struct Ran {
     verb: String,
     exit: i32,
     out: String,
@@ -23,26 +23,30 @@ struct Ran {
 }
 
 impl Ran {
+    pub fn exit(&self) -> i32 {
+        self.exit
+    }
+
     /// It ended well; what it printed.
-    fn ok(&self) -> &str {
+    pub fn ok(&self) -> &str {
         assert_eq!(self.exit, 0, "{}: {}", self.verb, self.err);
         self.out.trim_end()
     }
 
     /// It ended well, and printed one JSON value.
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(self.ok()).unwrap_or_else(|error| panic!("{}: {error}: {}", self.verb, self.out))
     }
 
     /// It failed with this code, said something to people, and printed nothing as data.
-    fn fails(&self, exit: i32) -> &str {
+    pub fn fails(&self, exit: i32) -> &str {
         assert_eq!(self.exit, exit, "{}: {}{}", self.verb, self.out, self.err);
         assert!(!self.err.is_empty(), "{}: says nothing", self.verb);
         &self.err
     }
 }
 
-async fn wharf(addrs: &str, args: &[&str]) -> Ran {
+pub async fn wharf(addrs: &str, args: &[&str]) -> Ran {
     wharf_fed(addrs, args, "").await
 }
 

@@ -49,7 +49,7 @@ async fn wiped_follower_is_refused_under_its_old_number() {
     let refused = || async { scene.cluster.log(wiped).unwrap().contains("new data directory").then_some(()) };
     wait::until("the refusal of the wiped node", SOON, refused).await.unwrap();
     let status = scene.cluster.status(wiped).await;
-    assert!(status.as_ref().is_ok_and(|status| status.leader == 0) || status.is_err(), "it takes part: {status:?}");
+    assert!(status.as_ref().is_ok_and(|status| status.leader == 0), "it takes part, or stopped: {status:?}");
 
     // The others go on, and do so without counting it: the leader and the last follower.
     production.wait_confirmed(100, SOON).await.unwrap();

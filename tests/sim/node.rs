@@ -57,7 +57,10 @@ fn config(node: u64) -> Config {
         data_dir: DIR.into(),
         insecure: true,
         listen: Listen { client: everywhere(7411), peer: everywhere(7412), admin: everywhere(7413) },
-        cluster: Cluster { nodes: (1..=NODES).map(|node| format!("{node}={}:7412", host(node))).collect() },
+        cluster: Cluster {
+            nodes: (1..=NODES).map(|node| format!("{node}={}:7412", host(node))).collect(),
+            ..Cluster::default()
+        },
         // Small, because a simulated disk holds what it zeroes.
         limits: Limits { log_segment: LOG_SEGMENT, ..Limits::default() },
         ..Config::default()

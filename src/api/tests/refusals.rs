@@ -154,6 +154,32 @@ async fn queues_are_refused_for_what_the_state_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_refused_by_name() {
+    let mut node = single().await;
+    let long = format!("{}:7412", "x".repeat(limits::MAX_ADDR_BYTES));
+    for peer_addr in [long.as_str(), "nowhere", ":1", "a:0", "http://a:1"] {
+        let add = v1::AddMemberRequest { node: 0, peer_addr: peer_addr.to_owned(), ..Default::default() };
+        let status = refused(node.cluster.add_member(add).await, Code::InvalidArgument, "BAD_FIELD");
+        assert_eq!(paths(&status), ["node", "peer_addr"], "{peer_addr}");
+    }
+    let add = v1::AddMemberRequest { node: 2, peer_addr: "127.0.0.1:1".into(), ..Default::default() };
+    refused(node.cluster.add_member(add).await, Code::FailedPrecondition, "NODE_UNREACHABLE");
+    for nodes in [vec![], vec![2; limits::MAX_MEMBERS + 1]] {
+        let promote = v1::PromoteMemberRequest { nodes: nodes.clone() };
+        refused(node.cluster.promote_member(promote).await, Code::InvalidArgument, "BAD_FIELD");
+        let remove = v1::RemoveMemberRequest { nodes, force: true };
+        refused(node.cluster.remove_member(remove).await, Code::InvalidArgument, "BAD_FIELD");
+    }
+    let promote = v1::PromoteMemberRequest { nodes: vec![2] };
+    refused(node.cluster.promote_member(promote).await, Code::NotFound, "NODE_NOT_FOUND");
+    let remove = v1::RemoveMemberRequest { nodes: vec![1], force: true };
+    refused(node.cluster.remove_member(remove).await, Code::FailedPrecondition, "LAST_VOTER");
+    refused(node.cluster.safe_to_stop(v1::SafeToStopRequest { node: 2 }).await, Code::NotFound, "NODE_NOT_FOUND");
+    let alone = node.cluster.safe_to_stop(v1::SafeToStopRequest { node: 1 }).await.unwrap().into_inner();
+    assert!(!alone.safe && alone.reason.contains("only 0 of 1"), "{}", alone.reason);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn budgets_of_the_cluster_are_refused_by_name() {
     let mut node = single().await;
     node.create("jobs", v1::QueueSettings::default()).await.unwrap();

@@ -59,6 +59,7 @@ pub struct Cluster {
     program: PathBuf,
     nodes: Vec<Node>,
     dir: Dir,
+    options: Options,
 }
 
 /// One node, running or not.
@@ -94,22 +95,52 @@ impl Cluster {
             Some(first) => ports::fixed(first, options.nodes)?,
             None => ports::free(&Env::real(), options.nodes).await?,
         };
-        let mut cluster = Self { program, nodes: Vec::new(), dir };
-        for (id, [client, peer, admin]) in (1..).zip(ports) {
-            cluster.nodes.push(Node {
-                id,
-                client_addr: format!("127.0.0.1:{client}"),
-                peer_addr: format!("127.0.0.1:{peer}"),
-                admin_addr: format!("127.0.0.1:{admin}"),
-                dir: cluster.dir().join(format!("node-{id}")),
-                process: None,
-            });
+        let mut cluster = Self { program, nodes: Vec::new(), dir, options };
+        for (id, ports) in (1..).zip(ports) {
+            cluster.place(id, ports);
         }
-        cluster.configure(&options)?;
+        cluster.configure()?;
         for id in cluster.ids() {
             cluster.restart(id)?;
         }
         Ok(cluster)
+    }
+
+    /// Starts one more node, on free ports, that waits to be added.
+    pub async fn join(&mut self, id: NodeId) -> anyhow::Result<()> {
+        anyhow::ensure!(self.node(id).is_err(), "there is a node {id} already");
+        let ports = ports::free(&Env::real(), 1).await?;
+        self.place(id, ports[0]);
+        self.configure_node(self.node(id)?, |config| config.cluster.join = true)?;
+        self.restart(id)
+    }
+
+    /// Knows a node no more, which was removed from the cluster; it ends, and its files go.
+    pub async fn forget(&mut self, id: NodeId) -> anyhow::Result<()> {
+        if self.node(id)?.runs() {
+            self.kill(id).await?;
+        }
+        let at = self.nodes.iter().position(|node| node.id == id).context("it was there")?;
+        Ok(std::fs::remove_dir_all(self.nodes.remove(at).dir)?)
+    }
+
+    /// Gives a node that does not run other ports, as if its machine had moved.
+    pub async fn relocate(&mut self, id: NodeId) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.node(id)?.runs(), "node {id} runs");
+        let ports = ports::free(&Env::real(), 1).await?;
+        let at = self.nodes.iter().position(|node| node.id == id).context("it was there")?;
+        self.nodes.remove(at);
+        self.place(id, ports[0]);
+        // It is a member: who formed the cluster means nothing any more.
+        self.configure_node(self.node(id)?, |config| config.cluster.join = true)
+    }
+
+    fn place(&mut self, id: NodeId, [client, peer, admin]: [u16; 3]) {
+        let dir = self.dir().join(format!("node-{id}"));
+        let addr = |port| format!("127.0.0.1:{port}");
+        let (client_addr, peer_addr, admin_addr) = (addr(client), addr(peer), addr(admin));
+        self.nodes.push(Node { id, client_addr, peer_addr, admin_addr, dir, process: None });
+        self.nodes.sort_by_key(|node| node.id);
     }
 
     /// Where everything lies.
@@ -266,22 +297,25 @@ impl Cluster {
         alive
     }
 
-    fn configure(&self, options: &Options) -> anyhow::Result<()> {
+    fn configure(&self) -> anyhow::Result<()> {
         let peers: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.id, node.peer_addr)).collect();
-        for node in &self.nodes {
-            let mut config = Config { node: node.id, data_dir: node.data_dir(), ..Config::default() };
-            config.listen = config::Listen {
-                client: node.client_addr.clone(),
-                peer: node.peer_addr.clone(),
-                admin: node.admin_addr.clone(),
-            };
-            config.cluster.nodes.clone_from(&peers);
-            config.log.level.clone_from(&options.log_level);
-            (options.configure)(&mut config);
-            create_private(&node.dir)?;
-            std::fs::write(node.dir.join("wharf.toml"), config.render())?;
-        }
-        Ok(())
+        self.nodes
+            .iter()
+            .try_for_each(|node| self.configure_node(node, |config| config.cluster.nodes.clone_from(&peers)))
+    }
+
+    fn configure_node(&self, node: &Node, more: impl Fn(&mut Config)) -> anyhow::Result<()> {
+        let mut config = Config { node: node.id, data_dir: node.data_dir(), ..Config::default() };
+        config.listen = config::Listen {
+            client: node.client_addr.clone(),
+            peer: node.peer_addr.clone(),
+            admin: node.admin_addr.clone(),
+        };
+        config.log.level.clone_from(&self.options.log_level);
+        more(&mut config);
+        (self.options.configure)(&mut config);
+        create_private(&node.dir)?;
+        Ok(std::fs::write(node.dir.join("wharf.toml"), config.render())?)
     }
 
     fn check_deadline(&mut self, deadline: Instant, at: usize) -> anyhow::Result<()> {
