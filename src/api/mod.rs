@@ -12,6 +12,7 @@ mod cluster;
 mod convert;
 mod forward;
 mod health;
+mod history;
 mod package;
 mod queue;
 mod rates;
@@ -65,6 +66,7 @@ pub struct Api {
 pub(crate) struct Core {
     raft: raft::Handle,
     dispatch: dispatch::Handle,
+    history: crate::history::Handle,
     env: Env,
     rates: Rates,
     health: tonic_health::server::HealthReporter,
@@ -74,10 +76,11 @@ pub(crate) struct Core {
 }
 
 impl Api {
-    pub fn new(raft: raft::Handle, dispatch: dispatch::Handle, env: Env) -> Self {
+    pub fn new(raft: raft::Handle, dispatch: dispatch::Handle, history: crate::history::Handle, env: Env) -> Self {
         let core = Core {
             raft,
             dispatch,
+            history,
             env,
             rates: Rates::default(),
             health: tonic_health::server::HealthReporter::new(),
