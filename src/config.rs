@@ -52,6 +52,9 @@ pub const KEYS: &[&str] = &[
     "limits.connections",
     "limits.log_segment",
     "limits.log_cache",
+    "history.enabled",
+    "history.keep",
+    "history.max_size",
     "log.level",
     "log.format",
     "recovery.skip_entry",
@@ -72,6 +75,7 @@ pub struct Config {
     pub cluster: Cluster,
     pub raft: Raft,
     pub limits: Limits,
+    pub history: History,
     pub log: Log,
     pub recovery: Recovery,
 }
@@ -139,6 +143,19 @@ pub struct Limits {
     pub log_cache: ByteSize,
 }
 
+/// What this node remembers of finished packages. Queues say which (`history` in their settings).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct History {
+    pub enabled: bool,
+    /// How long after its end.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub keep: Duration,
+    /// Bytes of rows; past that the oldest go. On disk they take about five times as much.
+    #[serde(serialize_with = "exact")]
+    pub max_size: ByteSize,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
@@ -182,6 +199,7 @@ impl Default for Config {
             cluster: Cluster::default(),
             raft: Raft::default(),
             limits: Limits::default(),
+            history: History::default(),
             log: Log::default(),
             recovery: Recovery::default(),
         }
@@ -211,6 +229,16 @@ impl Default for Limits {
             connections: limits::MAX_CONNECTIONS,
             log_segment: ByteSize::b(limits::SEGMENT_BYTES),
             log_cache: ByteSize::b(limits::LOG_CACHE_BYTES as u64),
+        }
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            keep: Duration::from_millis(limits::HISTORY_KEEP_MS),
+            max_size: ByteSize::b(limits::HISTORY_MAX_BYTES),
         }
     }
 }
@@ -464,6 +492,12 @@ impl Config {
         }
         if log_cache.as_u64() < 4 << 20 {
             check.fail("limits.log_cache", "must be 4MiB or more");
+        }
+        if self.history.keep < Duration::from_secs(1) {
+            check.fail("history.keep", "must be 1s or more; to keep none, set history.enabled = false");
+        }
+        if self.history.max_size.as_u64() < 1 << 20 {
+            check.fail("history.max_size", "must be 1MiB or more; to keep none, set history.enabled = false");
         }
     }
 }

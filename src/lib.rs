@@ -14,6 +14,8 @@ pub mod config;
 pub mod dispatch;
 /// The wall clock, sockets and randomness, injected.
 pub mod env;
+/// What became of packages, kept for people to look up.
+pub mod history;
 /// The truth: a pure state machine.
 pub mod machine;
 /// One node, put together.

@@ -107,6 +107,17 @@ pub mod metric {
     pub const RAFT_PEER_REACHABLE: &str = "raft_peer_reachable";
     pub const RAFT_ELECTIONS: &str = "raft_elections";
 
+    pub const WATCHERS: &str = "watchers";
+    pub const CHANGES_KEPT: &str = "changes_kept";
+    pub const CHANGES_KEPT_BYTES: &str = "changes_kept_bytes";
+    pub const HISTORY_READY: &str = "history_ready";
+    pub const HISTORY_ROWS: &str = "history_rows";
+    pub const HISTORY_BYTES: &str = "history_bytes";
+    pub const HISTORY_DISK_BYTES: &str = "history_disk_bytes";
+    pub const HISTORY_COVERED_REVISION: &str = "history_covered_revision";
+    pub const HISTORY_DROPPED_REVISIONS: &str = "history_dropped_revisions";
+    pub const HISTORY_SET_ASIDE: &str = "history_set_aside";
+
     pub const DISK_FREE_BYTES: &str = "disk_free_bytes";
     pub const DISK_TOTAL_BYTES: &str = "disk_total_bytes";
     pub const DISK_LOG_BYTES: &str = "disk_log_bytes";

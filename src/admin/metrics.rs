@@ -78,6 +78,7 @@ impl Write<'_> {
         self.state(sample)?;
         self.proposer(&sample.status.metrics)?;
         self.raft(sample)?;
+        self.past(sample)?;
         self.disk(sample)
     }
 
@@ -162,6 +163,21 @@ impl Write<'_> {
         self.gauges(metric::RAFT_PEER_LAG, "Entries that a member lacks; told by the leader", lags)?;
         let reachable = peers.iter().map(|(node, reachable, _)| ([("peer", node.as_str())], u64::from(*reachable)));
         self.gauges(metric::RAFT_PEER_REACHABLE, "1 if this node reaches the member", reachable)
+    }
+
+    fn past(&mut self, sample: &Sample) -> fmt::Result {
+        self.gauge(metric::WATCHERS, "Watchers, and history, that follow the changes", sample.watchers)?;
+        let (count, bytes) = sample.changes_kept;
+        self.gauge(metric::CHANGES_KEPT, "Changes of packages kept for watchers", count)?;
+        self.gauge(metric::CHANGES_KEPT_BYTES, "Bytes of changes kept for watchers", bytes)?;
+        let history = &sample.history;
+        self.gauge(metric::HISTORY_READY, "1 if history can be written and read", u64::from(history.ready))?;
+        self.gauge(metric::HISTORY_ROWS, "Finished packages in history", history.rows)?;
+        self.gauge(metric::HISTORY_BYTES, "Bytes of rows in history", history.bytes)?;
+        self.gauge(metric::HISTORY_DISK_BYTES, "Bytes of history on disk", history.disk_bytes)?;
+        self.gauge(metric::HISTORY_COVERED_REVISION, "The revision up to which history came", history.covered)?;
+        self.counter(metric::HISTORY_DROPPED_REVISIONS, "Revisions that history missed", history.dropped)?;
+        self.counter(metric::HISTORY_SET_ASIDE, "Damaged histories that were set aside", history.set_aside)
     }
 
     fn disk(&mut self, sample: &Sample) -> fmt::Result {
@@ -308,7 +324,17 @@ mod tests {
             next_timer_ms: None,
             next_alarm: None,
         };
-        Sample { status, summary, queues, leads: true, uptime: Duration::from_secs(5) }
+        let history = crate::history::Snapshot { ready: true, rows: 12, dropped: 3, ..Default::default() };
+        Sample {
+            status,
+            summary,
+            queues,
+            leads: true,
+            history,
+            watchers: 2,
+            changes_kept: (30, 9_000),
+            uptime: Duration::from_secs(5),
+        }
     }
 
     fn lines(sample: Sample) -> Vec<String> {
@@ -333,6 +359,10 @@ mod tests {
             "wharf_fsync_seconds_bucket{le=\"0.0001\"} 1",
             "wharf_fsync_seconds_bucket{le=\"+Inf\"} 4",
             "wharf_fsync_seconds_sum 2.0",
+            "wharf_watchers 2",
+            "wharf_changes_kept 30",
+            "wharf_history_rows 12",
+            "wharf_history_dropped_revisions_total 3",
             "wharf_raft_term 3",
             "wharf_raft_is_leader 1",
             "wharf_raft_apply_lag_entries 1",

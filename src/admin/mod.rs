@@ -31,16 +31,23 @@ use tokio_util::sync::CancellationToken;
 use self::metrics::Registry;
 use self::sample::Sample;
 use crate::env::{BoxStream, Listener};
-use crate::raft::Handle;
+use crate::{history, raft};
 
 /// How long accepting pauses after it failed, as it does without file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is told of.
+#[derive(Clone)]
+pub struct Sources {
+    pub raft: raft::Handle,
+    pub history: history::Handle,
+}
 
 /// Serves until `shutdown`. `ready` carries the handle once the node has recovered and its other
 /// listeners listen: before that the node is alive and not ready.
 pub async fn serve(
     listener: Box<dyn Listener>,
-    ready: watch::Receiver<Option<Handle>>,
+    ready: watch::Receiver<Option<Sources>>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let node = Arc::new(Node { ready, registry: Registry::new(), started: Instant::now() });
@@ -48,18 +55,18 @@ pub async fn serve(
 }
 
 struct Node {
-    ready: watch::Receiver<Option<Handle>>,
+    ready: watch::Receiver<Option<Sources>>,
     registry: Registry,
     started: Instant,
 }
 
 impl Node {
-    fn handle(&self) -> Option<Handle> {
+    fn sources(&self) -> Option<Sources> {
         self.ready.borrow().clone()
     }
 
     fn sample(&self) -> Option<Sample> {
-        Some(Sample::take(&self.handle()?, self.started.elapsed()))
+        Some(Sample::take(&self.sources()?, self.started.elapsed()))
     }
 }
 
@@ -73,9 +80,18 @@ fn router(node: Arc<Node>) -> Router {
 }
 
 async fn readyz(State(node): State<Arc<Node>>) -> Response {
-    let Some(handle) = node.handle() else { return not_ready("recovering\n") };
-    if handle.standing().borrow().leader.is_none() {
-        return not_ready(handle.waiting().unwrap_or_else(|| "no leader is known".to_owned()) + "\n");
+    let Some(Sources { raft, .. }) = node.sources() else {
+        return not_ready(
+            "recovering
+",
+        );
+    };
+    if raft.standing().borrow().leader.is_none() {
+        return not_ready(
+            raft.waiting().unwrap_or_else(|| "no leader is known".to_owned())
+                + "
+",
+        );
     }
     "ok\n".into_response()
 }

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::history;
 use crate::machine::view::{QueueView, Summary};
-use crate::raft::Handle;
 use crate::raft::handle::Status;
 use crate::types::Cause;
+
+use super::Sources;
 
 /// See the module.
 pub struct Sample {
@@ -17,14 +19,30 @@ pub struct Sample {
     pub queues: Vec<QueueView>,
     /// This node leads and serves.
     pub leads: bool,
+    pub history: history::Snapshot,
+    /// Who follows the changes, and how many changes and bytes are kept for them.
+    pub watchers: u64,
+    pub changes_kept: (u64, u64),
     pub uptime: Duration,
 }
 
 impl Sample {
-    pub fn take(handle: &Handle, uptime: Duration) -> Self {
+    pub fn take(sources: &Sources, uptime: Duration) -> Self {
+        let Sources { raft: handle, history } = sources;
+        let changes = handle.changes();
+        let (count, bytes) = changes.kept();
         let (summary, queues) = handle.view(|machine| (machine.summary(), machine.queues("")));
         let leads = handle.standing().borrow().leading.is_some();
-        Self { status: handle.status(), summary, queues, leads, uptime }
+        Self {
+            status: handle.status(),
+            summary,
+            queues,
+            leads,
+            history: history.snapshot(),
+            watchers: changes.readers() as u64,
+            changes_kept: (count as u64, bytes as u64),
+            uptime,
+        }
     }
 
     /// A queue's packages by state, as far as it keeps them.
@@ -78,6 +96,19 @@ impl Sample {
                 "log_bytes": status.disk.log_bytes,
                 "snapshot_bytes": status.disk.snapshot_bytes,
             },
+            "history": {
+                "enabled": self.history.enabled,
+                "ready": self.history.ready,
+                "rows": self.history.rows,
+                "bytes": self.history.bytes,
+                "disk_bytes": self.history.disk_bytes,
+                "covered_revision": self.history.covered,
+                "dropped_revisions": self.history.dropped,
+                "set_aside": self.history.set_aside,
+            },
+            "watchers": self.watchers,
+            "changes_kept": self.changes_kept.0,
+            "changes_kept_bytes": self.changes_kept.1,
             "alarms": status.alarms.iter().map(|alarm| json!({
                 "name": alarm.name,
                 "message": alarm.message,

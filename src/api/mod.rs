@@ -12,6 +12,7 @@ mod cluster;
 mod convert;
 mod forward;
 mod health;
+mod history;
 mod members;
 mod package;
 mod queue;
@@ -66,6 +67,7 @@ pub struct Api {
 pub(crate) struct Core {
     raft: raft::Handle,
     dispatch: dispatch::Handle,
+    history: crate::history::Handle,
     env: Env,
     rates: Rates,
     health: tonic_health::server::HealthReporter,
@@ -75,10 +77,11 @@ pub(crate) struct Core {
 }
 
 impl Api {
-    pub fn new(raft: raft::Handle, dispatch: dispatch::Handle, env: Env) -> Self {
+    pub fn new(raft: raft::Handle, dispatch: dispatch::Handle, history: crate::history::Handle, env: Env) -> Self {
         let core = Core {
             raft,
             dispatch,
+            history,
             env,
             rates: Rates::default(),
             health: tonic_health::server::HealthReporter::new(),

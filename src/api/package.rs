@@ -77,6 +77,13 @@ impl PackageService for Api {
         self.unary(request).await
     }
 
+    async fn list_history(
+        &self,
+        request: Request<v1::ListHistoryRequest>,
+    ) -> Result<Response<v1::ListHistoryResponse>, Status> {
+        self.unary(request).await
+    }
+
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let call = Call::new(request.metadata(), self.mode);
         authorize(&call.identity, Action::Read)?;

@@ -13,11 +13,11 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt, pb};
 
-use crate::dispatch;
 use crate::machine::Reject;
 use crate::raft::handle::{ProposeError, TransferError};
 use crate::raft::membership;
 use crate::types::{Revision, limits};
+use crate::{dispatch, history};
 
 /// A change of leader is over in tens of milliseconds: whoever asks again should not be later.
 const FAILOVER_RETRY_MS: u64 = 20;
@@ -42,6 +42,7 @@ pub enum Refusal {
         limit: usize,
     },
     TooManyWatchers(usize),
+    History(history::Refused),
     /// A watch from so far back that this node no longer knows what happened since.
     RevisionCompacted {
         oldest: Revision,
@@ -202,6 +203,17 @@ fn parts(refusal: &Refusal) -> Parts {
             format!("{limit} calls wait at this node already. Wait for fewer at once, or read from time to time"),
         )
         .quota("waiters")
+        .retry_ms(1_000),
+        Refusal::History(history::Refused::Disabled) => Parts::new(
+            Code::FailedPrecondition,
+            "HISTORY_DISABLED",
+            "this node keeps no history. Ask another node, or set `history.enabled` in its configuration",
+        ),
+        Refusal::History(history::Refused::Unavailable) => Parts::new(
+            Code::Unavailable,
+            "HISTORY_UNAVAILABLE",
+            "history cannot be read at this node now; its log says why. Ask another node, or try again",
+        )
         .retry_ms(1_000),
         Refusal::TooManyWatchers(limit) => Parts::new(
             Code::ResourceExhausted,

@@ -9,6 +9,7 @@ mod cluster;
 mod demo;
 mod dev;
 pub mod exit;
+mod history;
 pub mod local;
 mod members;
 mod output;
@@ -69,6 +70,7 @@ enum Verb {
     Cancel(packages::Cancel),
     Retry(packages::Retry),
     Purge(packages::Purge),
+    History(history::HistoryVerb),
     Watch(watch::WatchVerb),
     Work(work::Work),
     Queue(queues::QueueVerb),
@@ -125,6 +127,7 @@ async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
         Verb::Cancel(verb) => verb.run(&client()?).await,
         Verb::Retry(verb) => verb.run(&client()?).await,
         Verb::Purge(verb) => verb.run(&client()?).await,
+        Verb::History(verb) => verb.run(&client()?, target).await,
         Verb::Watch(verb) => verb.run(&client()?).await,
         Verb::Work(verb) => verb.run(&client()?).await,
         Verb::Queue(verb) => verb.run(&client()?).await,

@@ -559,6 +559,96 @@ impl Event {
     }
 }
 
+/// A package after its end, with its attempts.
+#[derive(Serialize)]
+pub struct Ended {
+    #[serde(flatten)]
+    package: Package,
+    pub attempts_made: Vec<Attempt>,
+}
+
+/// A lease after its end.
+#[derive(Serialize)]
+pub struct Attempt {
+    fence: u64,
+    worker: String,
+    session: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    begin_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_time: Option<String>,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    charged: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    code: String,
+}
+
+impl From<client::HistoryEntry> for Ended {
+    fn from(entry: client::HistoryEntry) -> Self {
+        Self {
+            package: entry.package.unwrap_or_default().into(),
+            attempts_made: entry.attempts.into_iter().map(Attempt::from).collect(),
+        }
+    }
+}
+
+impl From<client::Attempt> for Attempt {
+    fn from(attempt: client::Attempt) -> Self {
+        let because = Some(attempt.cause()).filter(|cause| *cause != Cause::Unspecified).map(cause);
+        let state = state(attempt.state());
+        let failure = attempt.failure.unwrap_or_default();
+        Self {
+            fence: attempt.fence,
+            worker: attempt.worker,
+            session: attempt.session,
+            begin_time: attempt.begin_time.and_then(output::time),
+            end_time: attempt.end_time.and_then(output::time),
+            state,
+            cause: because,
+            charged: attempt.charged,
+            message: failure.message,
+            code: failure.code,
+        }
+    }
+}
+
+impl Row for Ended {
+    const HEAD: &'static [&'static str] = &["FINISHED", "ID", "STATE", "ATTEMPTS", "WORKER", "LAST FAILURE"];
+
+    fn cells(&self) -> Vec<String> {
+        let package = &self.package;
+        let failure = package.last_failure.as_ref();
+        vec![
+            package.finish_time.clone().unwrap_or_default(),
+            package.id.clone(),
+            package.state.into(),
+            package.attempts.to_string(),
+            package.worker.clone(),
+            failure.map(|failure| format!("{} {}", failure.cause, one_line(&failure.message))).unwrap_or_default(),
+        ]
+    }
+}
+
+impl Row for Attempt {
+    const HEAD: &'static [&'static str] = &["BEGIN", "END", "FENCE", "WORKER", "THEN", "CAUSE", "MESSAGE"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.begin_time.clone().unwrap_or_else(|| "-".into()),
+            self.end_time.clone().unwrap_or_default(),
+            self.fence.to_string(),
+            self.worker.clone(),
+            self.state.into(),
+            self.cause.unwrap_or("-").into(),
+            one_line(&self.message),
+        ]
+    }
+}
+
 /// As in the API.
 pub fn state(state: State) -> &'static str {
     match state {

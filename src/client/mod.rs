@@ -46,7 +46,8 @@ pub use worker::{Completion, Delivery, Failure, Worker};
 
 /// The API's data, as it travels. Fields are documented in `proto/wharf/v1`.
 pub use crate::proto::v1::{
-    Alarm, Backoff as BackoffSettings, Cause, ClusterSettings, Event, Failure as LastFailure,
-    GetStatusResponse as NodeStatus, History, Member, NewPackage, Package, Queue, QueueSettings, QueueStats, State,
+    Alarm, Attempt, Backoff as BackoffSettings, Cause, ClusterSettings, Event, Failure as LastFailure,
+    GetStatusResponse as NodeStatus, History, HistoryEntry, HistoryGap, ListHistoryRequest as HistoryQuery,
+    ListHistoryResponse as HistoryPage, Member, NewPackage, Package, Queue, QueueSettings, QueueStats, State,
     StateHash, Worker as WorkerInfo, worker::Status as WorkerStatus,
 };

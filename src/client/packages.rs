@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use super::backoff::Backoff;
 use super::call::Repeat;
 use super::error::reason;
-use super::{Client, Error, NewPackage, Package, State, ids};
+use super::{Client, Error, HistoryPage, HistoryQuery, NewPackage, Package, State, ids};
 use crate::proto::v1::package_service_client::PackageServiceClient;
 use crate::proto::v1::{
     CancelPackageRequest, GetPackageRequest, PurgePackagesRequest, RetryPackageRequest, SubmitRequest, SubmitResponse,
@@ -143,6 +143,12 @@ impl Client {
             .call(repeat, request, |channel, request| async move { packages(channel).purge_packages(request).await })
             .await?;
         Ok(response.purged)
+    }
+
+    /// A page of what a node remembers of finished packages: the one that is asked, which the page names.
+    pub async fn list_history(&self, query: HistoryQuery) -> Result<HistoryPage, Error> {
+        self.call(Repeat::Read, query, |channel, request| async move { packages(channel).list_history(request).await })
+            .await
     }
 
     pub(super) fn mint_missing(&self, packages: &mut [NewPackage]) {

@@ -198,6 +198,10 @@ impl PackageService for FakeNode {
         Err(Status::unimplemented("not scripted"))
     }
 
+    async fn list_history(&self, _: Request<HistoryQuery>) -> Result<Response<HistoryPage>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         self.starts.lock().push(request.into_inner().start_revision);
         let script = self.watches.lock().pop().ok_or_else(|| refusal(Code::OutOfRange, "REVISION_COMPACTED"))?;

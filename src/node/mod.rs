@@ -6,8 +6,8 @@
 //!
 //! Invariants: a node is ready (for whoever started it) once it recovered and listens, not when a
 //! leader exists, or a rolling start would wait for itself. Everything from outside comes through
-//! [`Surroundings`], so that a whole node runs inside a simulation. No panic is survived: [`run`]
-//! ends the process, and the log tells the next one all it needs.
+//! [`Surroundings`], so that a whole node runs inside a simulation. No panic is survived but
+//! history's: [`run`] ends the process, and the log tells the next one all it needs.
 
 mod listen;
 
@@ -34,7 +34,7 @@ use crate::storage::home::Home;
 use crate::storage::wal::{self, Flusher};
 use crate::telemetry::field;
 use crate::types::limits;
-use crate::{admin, dispatch, machine};
+use crate::{admin, dispatch, history, machine};
 
 /// Why a node did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -150,7 +150,8 @@ impl Node {
 
         let (to_dispatch, pump) = dispatch::new(started.handle.clone(), &env);
         let pump = tokio::spawn(pump.run(leaving.clone()));
-        let api = Api::new(started.handle.clone(), to_dispatch, env);
+        let history = start_history(config, &started.handle, &env, blocking, &leaving);
+        let api = Api::new(started.handle.clone(), to_dispatch, history.clone(), env);
         let most = config.limits.connections;
         let peer_routes = api.routes(Mode::Peer).add_service(started.peer);
         let mut peer_server = raft::peer_server::configure(Server::builder());
@@ -162,7 +163,7 @@ impl Node {
             async move { api.run(leaving).await }
         });
         // Nobody listens only when the admin listener failed, which `failed` tells.
-        let _ = ready.send(Some(started.handle.clone()));
+        let _ = ready.send(Some(admin::Sources { raft: started.handle.clone(), history }));
         tracing::info!({ field::NODE } = config.node, "recovered and listening");
         Ok(Self { handle: started.handle, fatal: started.fatal, listeners, pump, services, leaving, closing, ended })
     }
@@ -277,6 +278,26 @@ fn tuning(config: &Config) -> Tuning {
     }
 }
 
+/// A simulation has one thread and no disk of its own kind: history is in memory there.
+fn start_history(
+    config: &Config,
+    raft: &Handle,
+    env: &Env,
+    blocking: Blocking,
+    leaving: &CancellationToken,
+) -> history::Handle {
+    if !config.history.enabled {
+        return history::Handle::disabled(config.node);
+    }
+    let home = match blocking {
+        Blocking::Threads => history::Home::Disk(config.data_dir.join("history")),
+        Blocking::Inline => history::Home::Memory,
+    };
+    let keep =
+        history::Keep { age_ms: config.history.keep.as_millis() as u64, bytes: config.history.max_size.as_u64() };
+    history::Handle::start(raft, home, keep, env, leaving.clone())
+}
+
 fn serve(
     name: &'static str,
     listener: Box<dyn Listener>,
@@ -293,7 +314,11 @@ fn serve(
     })
 }
 
-async fn serve_admin(listener: Box<dyn Listener>, ready: watch::Receiver<Option<Handle>>, ended: CancellationToken) {
+async fn serve_admin(
+    listener: Box<dyn Listener>,
+    ready: watch::Receiver<Option<admin::Sources>>,
+    ended: CancellationToken,
+) {
     if let Err(error) = admin::serve(listener, ready, ended).await {
         tracing::error!(listener = "admin", %error, "the listener failed");
     }
@@ -319,11 +344,15 @@ impl Signals {
 }
 
 /// A task that panicked would leave a node that looks alive. The process ends instead, before a
-/// half-made step can be acted on; the cluster and the log cover it.
+/// half-made step can be acted on; the cluster and the log cover it. Only history's own threads may
+/// panic: what they do is derived, caught and begun anew.
 fn die_of_panics() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         print(info);
+        if history::is_its_panic() {
+            return;
+        }
         if let Some(fatal) = raft::died_applying() {
             // Straight to stderr, like the panic itself: nothing buffers on the way to the abort.
             let _ = writeln!(std::io::stderr(), "{fatal}");

@@ -331,6 +331,11 @@ impl Reader {
         Ok(taken)
     }
 
+    /// Leaves out what it was left behind by.
+    pub fn go_on_at(&mut self, revision: Revision) {
+        self.next = self.next.max(revision.0);
+    }
+
     /// Whether what it reads next is still kept.
     pub fn check(&self) -> Result<(), Compacted> {
         let oldest = self.changes.ring.lock().oldest;

@@ -115,6 +115,37 @@ pub const WATCH_STALL_MS: u64 = 1_000;
 pub const WATCH_BOOKMARK_MS: u64 = 10_000;
 /// After so many changes that were not for it a watcher is told how far it is.
 pub const WATCH_BOOKMARK_AFTER: u64 = 10_000;
+/// Bytes of history that sled keeps in memory.
+pub const HISTORY_CACHE_BYTES: u64 = 8 << 20;
+/// How long and how much history is kept, by default.
+pub const HISTORY_KEEP_MS: u64 = 7 * 24 * 3_600_000;
+pub const HISTORY_MAX_BYTES: u64 = 256 << 20;
+/// A result larger than this is left out of history.
+pub const HISTORY_RESULT_BYTES: usize = 64 << 10;
+/// Rows that go at once when history is trimmed.
+pub const HISTORY_TRIM_ROWS: usize = 1_000;
+/// Packages in a page of history by default and at most, and about how many bytes.
+pub const HISTORY_PAGE_DEFAULT: usize = 100;
+pub const HISTORY_PAGE: usize = 1_000;
+pub const HISTORY_PAGE_BYTES: usize = 4 << 20;
+/// The latest attempts of a package, and the latest gaps, that a page tells.
+pub const HISTORY_ATTEMPTS: usize = 100;
+pub const HISTORY_GAPS: usize = 100;
+/// Rows in one write, and writes and questions that wait for the thread that keeps history.
+pub const HISTORY_WRITE_ROWS: usize = 1_024;
+pub const HISTORY_JOBS: usize = 64;
+/// Begins of leases that history remembers until they end; of more the begin is not known.
+pub const HISTORY_LEASES: usize = 200_000;
+/// Written history is flushed so often, at most.
+pub const HISTORY_FLUSH_MS: u64 = 1_000;
+/// How far history has come is written down so often if nothing else is.
+pub const HISTORY_COVER_MS: u64 = 10_000;
+/// A history whose disk failed is tried again after this.
+pub const HISTORY_RETRY_MS: u64 = 30_000;
+/// Damaged histories that were set aside and are kept.
+pub const HISTORY_DAMAGED_KEPT: usize = 2;
+/// A history that could not be opened so often is set aside, though nobody knows why.
+pub const HISTORY_OPEN_TRIES: u64 = 2;
 /// Batches of effects between apply and dispatch; past that dispatch rebuilds from state.
 pub const MAX_EFFECT_BATCHES: usize = 4096;
 

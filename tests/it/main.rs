@@ -13,6 +13,7 @@ mod ends;
 mod failover;
 mod followers;
 mod harness;
+mod history;
 mod membership;
 mod pace;
 mod refusals;

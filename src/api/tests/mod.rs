@@ -1,6 +1,7 @@
 //! The API over real gRPC, on nodes within this process: logs in memory, sockets on loopback.
 
 mod across;
+mod past;
 mod refusals;
 mod watching;
 mod work;
@@ -51,6 +52,7 @@ fn home(node: u64) -> Home {
 struct Node {
     raft: raft::Handle,
     dispatch: dispatch::Handle,
+    history: crate::history::Handle,
     addr: String,
     channel: Channel,
     packages: PackageServiceClient<Channel>,
@@ -116,7 +118,10 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
     .expect("raft starts");
     let stop = CancellationToken::new();
     let (dispatch, pump) = dispatch::new(started.handle.clone(), &env);
-    let api = Api::new(started.handle.clone(), dispatch.clone(), env);
+    let keep = crate::history::Keep { age_ms: u64::MAX / 2, bytes: u64::MAX };
+    let history =
+        crate::history::Handle::start(&started.handle, crate::history::Home::Memory, keep, &env, stop.clone());
+    let api = Api::new(started.handle.clone(), dispatch.clone(), history.clone(), env);
     let effects = started.handle.take_effects().expect("nobody took them");
     let (lossy, losing) = watch::channel(false);
     tokio::spawn(pump.run_on(lose(effects, losing), stop.clone()));
@@ -135,6 +140,7 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
     Node {
         raft: started.handle,
         dispatch,
+        history,
         addr,
         packages: PackageServiceClient::new(channel.clone()),
         queues: QueueServiceClient::new(channel.clone()),

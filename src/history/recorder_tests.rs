@@ -1,0 +1,112 @@
+//! What is made of changes, and what becomes of those that history was too slow for.
+
+use super::*;
+use crate::machine::change::LeaseEnd;
+use crate::raft::changes::Bounds;
+use crate::types::{Cause, Fence, QueueName, Wall};
+
+const ALL: u32 = 3;
+
+fn change(history: u32, revision: u64, from: Option<State>, to: State) -> Change {
+    Change {
+        revision: Revision(revision),
+        from,
+        to,
+        lease_end: None,
+        history,
+        queue: QueueName::parse("q").unwrap(),
+        id: "a".into(),
+        kind: "".into(),
+        options: None,
+        create: Wall(1),
+        priority: 4,
+        max_attempts: 5,
+        attempts: 0,
+        fence: Fence(7),
+        worker: None,
+        session: None,
+        time: Wall(revision * 10),
+        until: None,
+        checkpoint: Default::default(),
+        result: Default::default(),
+        result_content_type: None,
+        moved_to: None,
+        failure: None,
+        create_revision: Revision(1),
+    }
+}
+
+fn recorder() -> (Recorder, mpsc::Receiver<Job>) {
+    let (jobs, todo) = mpsc::channel(1);
+    (Recorder { jobs, begins: HashMap::default(), written: 0 }, todo)
+}
+
+fn failed() -> Option<Arc<FailureView>> {
+    let (message, code, worker) = ("no".into(), "".into(), "w".into());
+    Some(Arc::new(FailureView { cause: Cause::Failed, message, code, time: Wall(1), worker }))
+}
+
+#[test]
+fn queues_say_what_is_kept() {
+    let leased = Some(State::Leased);
+    let released =
+        |history| Change { lease_end: LeaseEnd::free(Cause::Released), ..change(history, 9, leased, State::Ready) };
+    let charged = |history| Change {
+        lease_end: LeaseEnd::charged(Cause::Failed),
+        failure: failed(),
+        ..change(history, 9, leased, State::Scheduled)
+    };
+    let well = |history| change(history, 9, leased, State::Completed);
+    let late = |history| Change { failure: failed(), ..well(history) };
+    let cancelled = |history| change(history, 9, Some(State::Ready), State::Cancelled);
+    let new = |history| change(history, 9, None, State::Ready);
+    // (attempt, end) of each.
+    let kept = |change: Change| recorder().0.rows(&change).map(|row| row.is_some());
+    for (history, expected) in [
+        (NONE, [[false, false]; 6]),
+        (FAILURES, [[false, false], [true, false], [false, false], [true, true], [false, true], [false, false]]),
+        (ALL, [[true, false], [true, false], [true, true], [true, true], [false, true], [false, false]]),
+    ] {
+        let changes =
+            [released(history), charged(history), well(history), late(history), cancelled(history), new(history)];
+        assert_eq!(changes.map(kept), expected, "history {history}");
+    }
+}
+
+#[test]
+fn attempts_know_when_they_began_and_results_are_bounded() {
+    let (mut recorder, _todo) = recorder();
+    assert_eq!(recorder.rows(&change(ALL, 7, Some(State::Ready), State::Leased)), [None, None]);
+    let result = crate::types::Blob::copied(&vec![1; limits::HISTORY_RESULT_BYTES + 1]);
+    let done = Change { result, ..change(ALL, 9, Some(State::Leased), State::Completed) };
+    let [Some(Row::Attempt(attempt)), Some(Row::Finished(finished))] = recorder.rows(&done) else { panic!("both") };
+    assert_eq!((attempt.begin_ms, attempt.end_ms, attempt.charged), (Some(70), 90, true));
+    assert!(finished.result_left_out && finished.result.is_empty());
+    assert!(recorder.begins.is_empty(), "nothing is remembered of a lease that ended");
+    for fence in 0..limits::HISTORY_LEASES as u64 + 10 {
+        recorder.rows(&Change { fence: Fence(fence), ..change(ALL, 7, Some(State::Ready), State::Leased) });
+    }
+    assert_eq!(recorder.begins.len(), limits::HISTORY_LEASES);
+}
+
+#[tokio::test]
+async fn what_the_ring_let_go_before_it_was_read_is_told_as_a_gap() {
+    let changes = Changes::new(Bounds { count: 10, bytes: usize::MAX });
+    tokio::spawn(changes.clone().route());
+    let (jobs, mut todo) = mpsc::channel(1);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(run(changes.clone(), jobs, stop.clone()));
+    let Some(Job::Begin { answer }) = todo.recv().await else { panic!("it asks where to begin") };
+    for revision in 1..=30 {
+        changes.append(vec![change(ALL, revision, Some(State::Ready), State::Cancelled)], Revision(revision));
+    }
+    answer.send(5).unwrap();
+    let Some(Job::Gap { from: 5, to: 20 }) = todo.recv().await else { panic!("the ring kept ten") };
+    let Some(Job::Write { rows, covered: 30 }) = todo.recv().await else { panic!("the rest") };
+    assert_eq!(rows.len(), 10);
+    stop.cancel();
+    let Some(Job::Write { .. }) = todo.recv().await else { panic!("what was read is written") };
+    let Some(Job::Flush { answer: Some(answer) }) = todo.recv().await else { panic!("and flushed") };
+    answer.send(30).unwrap();
+    running.await.unwrap();
+}
