@@ -12,9 +12,13 @@ mod cluster;
 mod convert;
 mod forward;
 mod health;
+mod lease;
+mod list;
 mod package;
+mod page;
 mod queue;
 mod rates;
+mod settle;
 pub mod status;
 mod submit;
 #[cfg(test)]
