@@ -6,9 +6,11 @@
 
 mod args;
 mod cluster;
+mod consent;
 mod demo;
 mod dev;
 pub mod exit;
+mod list;
 pub mod local;
 mod output;
 mod packages;
@@ -64,6 +66,7 @@ enum Verb {
     Dev(dev::Dev),
     Submit(submit::Submit),
     Get(packages::Get),
+    List(list::List),
     Wait(packages::Wait),
     Cancel(packages::Cancel),
     Retry(packages::Retry),
@@ -120,6 +123,7 @@ async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
         Verb::DemoWorker(verb) => verb.run(&client()?).await,
         Verb::Submit(verb) => verb.run(&client()?).await,
         Verb::Get(verb) => verb.run(&client()?).await,
+        Verb::List(verb) => verb.run(&client()?).await,
         Verb::Wait(verb) => verb.run(&client()?).await,
         Verb::Cancel(verb) => verb.run(&client()?).await,
         Verb::Retry(verb) => verb.run(&client()?).await,
