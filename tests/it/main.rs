@@ -6,13 +6,16 @@
 //!
 //! `WHARF_RUNS=20` repeats the failover tests; they run three times by default.
 
+mod calls;
 mod cli;
+mod coordinator;
 mod crowd;
 mod cutoffs;
 mod ends;
 mod failover;
 mod followers;
 mod harness;
+mod idle_waits;
 mod pace;
 mod refusals;
 mod restarts;
