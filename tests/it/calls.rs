@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use wharf::client::{CallWorker, Completion, Failure, NewPackage, QueueSettings, State};
+use wharf::client::{CallLease, CallWorker, Completion, Failure, NewPackage, QueueSettings, State};
+use wharf::testkit::history::{Event, Key, Recorder, Settlement, Verdict};
 
 use super::harness::{QUEUE, SOON, Scene};
 use super::workers::submit;
@@ -20,20 +21,27 @@ const WAIT: Duration = Duration::from_secs(2);
 type Given = Arc<Mutex<BTreeMap<String, Vec<u64>>>>;
 
 /// Works by single calls until the queue has ended: a few packages at a time, each for a while.
-async fn work(mut worker: CallWorker, given: Given) -> u64 {
+async fn work(mut worker: CallWorker, given: Given, recorder: Recorder) -> u64 {
     let mut done = 0;
     loop {
         let answer = worker.lease(4, WAIT).await.expect("a lease, whoever leads");
         for lease in &answer.leases {
             given.lock().entry(lease.package.id.clone()).or_default().push(lease.fence);
+            let (session, attempt) = (worker.session().to_owned(), lease.attempt);
+            recorder.record(Event::Delivered { key: key(lease), fence: lease.fence, attempt, session });
         }
         for lease in &answer.leases {
+            let (key, fence) = (key(lease), lease.fence);
+            recorder.record(Event::Begin { key: key.clone(), fence });
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let result = match &*lease.package.kind {
-                "bad" => Err(Failure::permanent("no good")),
-                _ => Ok(Completion::new(format!("{} done", lease.package.id))),
+            let (result, settlement) = match &*lease.package.kind {
+                "bad" => (Err(Failure::permanent("no good")), Settlement::Fail),
+                _ => (Ok(Completion::new(format!("{}#{fence}", recorder.who()))), Settlement::Done),
             };
+            recorder.record(Event::End { key: key.clone(), fence, settlement });
             worker.settle(lease, result).await.expect("a settlement, whoever leads");
+            let (verdict, reason) = (Verdict::Accepted, String::new());
+            recorder.record(Event::Settled { key, fence, settlement, verdict, reason });
             done += 1;
         }
         if answer.leases.is_empty() && !answer.ended_queues.is_empty() {
@@ -42,9 +50,16 @@ async fn work(mut worker: CallWorker, given: Given) -> u64 {
     }
 }
 
+fn key(lease: &CallLease) -> Key {
+    Key::new(&lease.package.queue, &lease.package.id)
+}
+
 fn crew(scene: &Scene, given: &Given) -> Vec<JoinHandle<u64>> {
-    let worker = |n: u32| scene.client.call_worker(format!("caller-{n}"), [QUEUE]);
-    (1..=3).map(|n| tokio::spawn(work(worker(n), given.clone()))).collect()
+    let worker = |n: u32| {
+        let name = format!("caller-{n}");
+        work(scene.client.call_worker(&name, [QUEUE]), given.clone(), scene.recorder.named(&name))
+    };
+    (1..=3).map(|n| tokio::spawn(worker(n))).collect()
 }
 
 /// Nothing is lost, nothing is redelivered, nobody is charged: what a client without a stream holds
@@ -71,7 +86,7 @@ async fn work_by_calls_while_the_leader_is_killed() {
     for key in &keys {
         let package = scene.client.get_package(QUEUE, &key.id).await.unwrap();
         assert_eq!((package.state(), package.attempts), (State::Completed, 1), "{package:?}");
-        assert_eq!(package.result, format!("{} done", key.id));
+        assert_eq!(package.result, format!("{}#{}", package.worker, package.fence));
     }
     let given = given.lock();
     let twice: Vec<_> = given.iter().filter(|(_, fences)| fences.iter().any(|fence| *fence != fences[0])).collect();
@@ -118,7 +133,7 @@ async fn calls_over_a_queue_while_the_leader_is_killed() {
             assert_eq!(package.last_failure.expect("why").message, "no good");
         } else {
             assert_eq!((package.state(), package.attempts), (State::Completed, 1), "{package:?}");
-            assert_eq!(package.result, format!("call-{n} done"));
+            assert_eq!(package.result, format!("{}#{}", package.worker, package.fence));
         }
     }
     scene.client.seal_queue(QUEUE, None).await.unwrap();

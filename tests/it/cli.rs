@@ -249,7 +249,9 @@ async fn verbs_that_list_and_destroy() {
 
     assert_eq!(wharf(addrs, &["worker", "list", "-o", "jsonl"]).await.ok(), "");
     wharf(addrs, &["worker", "drain", "nobody"]).await.fails(4);
-    for verb in [vec!["list"], vec!["purge"], vec!["cancel"], vec!["retry"], vec!["queue", "delete"], vec!["worker", "list"]] {
+    for verb in
+        [vec!["list"], vec!["purge"], vec!["cancel"], vec!["retry"], vec!["queue", "delete"], vec!["worker", "list"]]
+    {
         let help = wharf(addrs, &[verb.clone(), vec!["--help"]].concat()).await;
         assert!(help.ok().contains("Example"), "{verb:?}");
     }
