@@ -14,7 +14,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A request that nobody took within a minute is not worth answering.
     let request = NewPackage::new("mails", "are you there?").with_ttl(Duration::from_secs(60));
-    let answer = client.submit_and_wait(request, Duration::from_secs(60)).await?;
+    let answer = client.call_package(request, Duration::from_secs(60)).await?;
 
     match answer.state() {
         State::Completed => println!("{}", String::from_utf8_lossy(&answer.result)),

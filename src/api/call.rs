@@ -67,6 +67,12 @@ impl Call {
     pub fn leader_wait_ends(&self) -> Instant {
         self.ends().min(self.began + Duration::from_millis(limits::LEADER_WAIT_MS))
     }
+
+    /// The same call at a later time: what it does now may take as long as an ordinary call's may,
+    /// within its deadline.
+    pub fn anew(&self) -> Self {
+        Self { began: Instant::now(), ..self.clone() }
+    }
 }
 
 /// The gRPC form: at most 8 digits and a unit.

@@ -87,14 +87,16 @@ impl Api {
         self.with_leader(self.route(&call, request.into_inner()).await.map(Response::new))
     }
 
-    async fn route<R: Rpc>(&self, call: &Call, request: R) -> Result<R::Answer, Status> {
+    pub(super) async fn route<R: Rpc>(&self, call: &Call, request: R) -> Result<R::Answer, Status> {
         if request.place() == Place::Anybody {
             return Ok(request.run(&self.core, call).await?);
         }
         let mut standing = self.core.raft.standing();
         let read = request.place() == Place::LeaderRead;
+        let mut until = call.leader_wait_ends();
         loop {
             let now = standing.borrow_and_update().clone();
+            let tried = Instant::now();
             match self.route_at(&now, call) {
                 Some(Route::Here) => match request.run(&self.core, call).await {
                     Err(Refusal::Propose(ProposeError::NotLeader { .. })) => {}
@@ -109,7 +111,10 @@ impl Api {
                 },
                 None => {}
             }
-            let until = call.leader_wait_ends();
+            // It waited at a leader that is gone: looking for the next one takes its own time.
+            if R::WAITS && tried.elapsed() > TRY_AGAIN {
+                until = call.anew().leader_wait_ends();
+            }
             if call.forwarded || Instant::now() >= until || self.core.raft.stands_apart() {
                 let leader = standing.borrow().leader.clone();
                 return Err(Refusal::from(ProposeError::NotLeader { leader }).into());

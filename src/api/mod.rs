@@ -13,10 +13,14 @@ mod convert;
 mod forward;
 mod health;
 mod history;
+mod lease;
+mod list;
 mod members;
 mod package;
+mod page;
 mod queue;
 mod rates;
+mod settle;
 pub mod status;
 mod submit;
 #[cfg(test)]

@@ -6,12 +6,12 @@ use tonic::{Request, Response, Status, Streaming};
 use super::authorize::{Action, authorize};
 use super::call::Call;
 use super::forward::{Place, Route, Rpc};
-use super::status::Refusal;
+use super::status::{self, Refusal};
 use super::validate::{At, Problems};
 use super::{Api, BoxStream, Core, convert, submit, watch};
 use crate::dispatch::{Waiter, Wake};
-use crate::machine::Reply;
 use crate::machine::command::{Cancel, Op, Purge, Retry};
+use crate::machine::{Machine, Reply};
 use crate::proto::v1;
 use crate::proto::v1::package_service_server::PackageService;
 use crate::raft::handle::{Lane, ProposeError};
@@ -56,6 +56,23 @@ impl PackageService for Api {
         self.unary(request).await
     }
 
+    async fn list_packages(
+        &self,
+        request: Request<v1::ListPackagesRequest>,
+    ) -> Result<Response<v1::ListPackagesResponse>, Status> {
+        self.unary(request).await
+    }
+
+    async fn call_package(
+        &self,
+        request: Request<v1::CallPackageRequest>,
+    ) -> Result<Response<v1::CallPackageResponse>, Status> {
+        let call = Call::new(request.metadata(), self.mode);
+        authorize(&call.identity, Action::Submit)?;
+        authorize(&call.identity, Action::Read)?;
+        self.with_leader(self.submit_and_wait(&call, request.into_inner()).await.map(Response::new))
+    }
+
     async fn cancel_package(
         &self,
         request: Request<v1::CancelPackageRequest>,
@@ -88,6 +105,36 @@ impl PackageService for Api {
         let call = Call::new(request.metadata(), self.mode);
         authorize(&call.identity, Action::Read)?;
         self.with_leader(watch::serve(&self.core, request.into_inner()).map_err(Status::from))
+    }
+}
+
+impl Api {
+    /// A submit and then a wait, each by its own way to the leader: the wait follows a change of it.
+    async fn submit_and_wait(
+        &self,
+        call: &Call,
+        request: v1::CallPackageRequest,
+    ) -> Result<v1::CallPackageResponse, Status> {
+        let mut package = request.package.unwrap_or_default();
+        let mut problems = Problems::default();
+        let checked = convert::new_package(package.clone(), At::In("package"), &mut problems, &self.core.env);
+        problems.check().map_err(Status::from)?;
+        package.id.clone_from(&checked.id);
+        let submit = v1::SubmitRequest { packages: vec![package], atomic: false };
+        let taken = self.route(call, submit).await?.results.pop();
+        if let Some(error) = taken.and_then(|result| result.error) {
+            return Err(status::of_message(error));
+        }
+        let wait = v1::WaitPackageRequest { queue: checked.queue, id: checked.id };
+        match self.route(&call.anew(), wait).await {
+            Ok(v1::WaitPackageResponse { package, revision }) => Ok(v1::CallPackageResponse { package, revision }),
+            // The package was taken, so nothing may say that nothing was done.
+            Err(lost) if status::is_no_leader(&lost) => {
+                let why = "the package was taken, but the leader that waited for its end is gone";
+                Err(Refusal::from(ProposeError::Unknown { why }).into())
+            }
+            Err(status) => Err(status),
+        }
     }
 }
 
@@ -136,7 +183,8 @@ impl Rpc for v1::WaitPackageRequest {
         loop {
             // Register, then look: an end in between wakes the waiter.
             let waiter = core.dispatch.wait_package(queue.clone(), &self.id)?;
-            let (view, revision) = core.read(false, call, |machine| machine.package(queue.as_str(), &self.id)).await?;
+            let look = |machine: &Machine| machine.package(queue.as_str(), &self.id);
+            let (view, revision) = core.read(false, &call.anew(), look).await?;
             let view = view?;
             if view.state.is_finished() {
                 let package = Some(convert::package(&view, false));

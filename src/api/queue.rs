@@ -6,14 +6,15 @@ use super::authorize::Action;
 use super::call::Call;
 use super::forward::{Place, Rpc};
 use super::package::wait;
+use super::page::TextPage;
 use super::status::Refusal;
 use super::validate::{At, Problems};
 use super::{Core, convert, unary_service};
-use crate::machine::Reply;
 use crate::machine::command::{
     CreateQueue, DeleteQueue, DrainSession, Op, PauseQueue, Redrive, SealQueue, UpdateQueue,
 };
-use crate::machine::view::QueueView;
+use crate::machine::view::{QueueView, SessionView};
+use crate::machine::{Machine, Reply};
 use crate::proto::v1;
 use crate::proto::v1::queue_service_server::QueueService;
 use crate::raft::handle::Lane;
@@ -35,6 +36,18 @@ unary_service! {
         async fn list_workers(ListWorkersRequest) -> ListWorkersResponse;
         async fn drain_worker(DrainWorkerRequest) -> DrainWorkerResponse;
     }
+}
+
+/// About what a queue takes in a message, at most.
+const QUEUE_BYTES: usize = 1024;
+
+/// About what a session takes in a message.
+fn session_bytes(view: &SessionView) -> usize {
+    const FIELDS: usize = 128;
+    let labels: usize = view.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+    let queues: usize = view.queues.iter().map(|queue| queue.as_str().len() + 2).sum();
+    let kinds: usize = view.kinds.iter().map(|kind| kind.len() + 2).sum();
+    FIELDS + view.session.len() + view.worker.len() + labels + queues + kinds
 }
 
 /// A queue's canonical name.
@@ -102,9 +115,13 @@ impl Rpc for v1::ListQueuesRequest {
     async fn run(&self, core: &Core, call: &Call) -> Result<Self::Answer, Refusal> {
         // A prefix of a name need not be a name.
         let prefix = self.prefix.strip_prefix("default/").unwrap_or(&self.prefix);
-        let (views, revision) = core.read(self.stale_ok, call, |machine| machine.queues(prefix)).await?;
+        let plain = Self { page_size: 0, page_token: String::new(), stale_ok: false, ..self.clone() };
+        let page = TextPage::of(core, self.page_size, &self.page_token, &plain)?;
+        let look = |machine: &Machine| machine.queues_after(prefix, page.after.as_deref(), page.size + 1);
+        let (mut views, revision) = core.read(self.stale_ok, call, look).await?;
+        let next_page_token = page.cut(&mut views, |view| view.name.as_str(), |_| QUEUE_BYTES);
         let queues = views.iter().map(|view| core.shown(view)).collect();
-        Ok(v1::ListQueuesResponse { queues, revision: revision.0 })
+        Ok(v1::ListQueuesResponse { queues, revision: revision.0, next_page_token })
     }
 }
 
@@ -180,7 +197,7 @@ impl Rpc for v1::WaitQueueRequest {
         loop {
             // Register, then look: an end in between wakes the waiter.
             let waiter = core.dispatch.wait_queue(name.clone())?;
-            let (view, revision) = core.read(false, call, |machine| machine.queue(name.as_str())).await?;
+            let (view, revision) = core.read(false, &call.anew(), |machine| machine.queue(name.as_str())).await?;
             let view = view?;
             if view.ended {
                 return Ok(v1::WaitQueueResponse { queue: Some(core.shown(&view)), revision: revision.0 });
@@ -223,16 +240,20 @@ impl Rpc for v1::ListWorkersRequest {
         let mut problems = Problems::default();
         let queue = (!self.queue.is_empty()).then(|| problems.queue(At::Top, "queue", &self.queue));
         problems.check()?;
+        let plain = Self { page_size: 0, page_token: String::new(), stale_ok: false, ..self.clone() };
+        let page = TextPage::of(core, self.page_size, &self.page_token, &plain)?;
         let (found, revision) = core
             .read(self.stale_ok, call, |machine| {
                 if let Some(queue) = &queue {
                     machine.queue(queue)?;
                 }
-                Ok::<_, Refusal>(machine.sessions(queue.as_deref()))
+                Ok::<_, Refusal>(machine.sessions_after(queue.as_deref(), page.after.as_deref(), page.size + 1))
             })
             .await?;
-        let workers = found?.iter().map(convert::worker).collect();
-        Ok(v1::ListWorkersResponse { workers, revision: revision.0 })
+        let mut views = found?;
+        let next_page_token = page.cut(&mut views, |view| &view.session, session_bytes);
+        let workers = views.iter().map(convert::worker).collect();
+        Ok(v1::ListWorkersResponse { workers, revision: revision.0, next_page_token })
     }
 }
 

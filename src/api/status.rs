@@ -126,6 +126,12 @@ pub fn message(refusal: Refusal) -> pb::Status {
     })
 }
 
+/// The status of a message that stood inside an answer.
+pub fn of_message(message: pb::Status) -> Status {
+    let details = prost::Message::encode_to_vec(&message).into();
+    Status::with_details(Code::from_i32(message.code), message.message, details)
+}
+
 /// The reason that a status of a Wharf node carries.
 pub fn reason(status: &Status) -> Option<String> {
     let info = status.get_details_error_info()?;

@@ -1,4 +1,4 @@
-//! WorkerService: a session's stream. A reader task turns requests into commands; the answers and the
+//! WorkerService: a session's stream (single calls are in `lease` and `settle`). A reader task turns requests into commands; the answers and the
 //! machine's effects meet in the stream's outbox; the writer takes all that waits in few messages.
 //!
 //! Invariants: the first request is the Hello, and there is no second. Every completion, failure,
@@ -21,11 +21,10 @@ use super::call::Call;
 use super::forward::Route;
 use super::status::{self, Refusal};
 use super::validate::{At, Problems};
-use super::{Api, BoxStream, Core, convert};
+use super::{Api, BoxStream, Core, convert, settle};
 use crate::dispatch::{self, Attachment, End, Message, Settled, Stream, Taken};
 use crate::machine::command::{
-    Command, Complete, Completion, DrainSession, Extend, Extension, Fail, Failed, Heard, Lease, Op, OpenSession,
-    Release, SetCredit,
+    Command, Complete, DrainSession, Extend, Fail, Heard, Op, OpenSession, Release, SetCredit,
 };
 use crate::machine::effect::{Verdict, VerdictKind};
 use crate::machine::{Outcome, Reply};
@@ -60,6 +59,41 @@ impl WorkerService for Api {
             Err(refusal) => Err(refusal.into()),
         };
         self.with_leader(stream)
+    }
+
+    async fn lease_packages(
+        &self,
+        request: Request<v1::LeasePackagesRequest>,
+    ) -> Result<Response<v1::LeasePackagesResponse>, Status> {
+        self.unary(request).await
+    }
+
+    async fn complete_package(
+        &self,
+        request: Request<v1::CompletePackageRequest>,
+    ) -> Result<Response<v1::CompletePackageResponse>, Status> {
+        self.unary(request).await
+    }
+
+    async fn fail_package(
+        &self,
+        request: Request<v1::FailPackageRequest>,
+    ) -> Result<Response<v1::FailPackageResponse>, Status> {
+        self.unary(request).await
+    }
+
+    async fn extend_package(
+        &self,
+        request: Request<v1::ExtendPackageRequest>,
+    ) -> Result<Response<v1::ExtendPackageResponse>, Status> {
+        self.unary(request).await
+    }
+
+    async fn release_package(
+        &self,
+        request: Request<v1::ReleasePackageRequest>,
+    ) -> Result<Response<v1::ReleasePackageResponse>, Status> {
+        self.unary(request).await
     }
 }
 
@@ -127,23 +161,36 @@ fn bad(field: &str, problem: &str) -> Refusal {
 fn open_session(hello: v1::Hello, received_fence: u64) -> Result<OpenSession, Refusal> {
     let mut problems = Problems::default();
     let at = At::In("hello");
+    problems.items("hello.held", hello.held.len(), limits::MAX_HELD_IN_A_HELLO, false);
+    if hello.max_in_flight > limits::MAX_IN_FLIGHT_CEILING {
+        problems.bad(at, "max_in_flight", format_args!("must be at most {}", limits::MAX_IN_FLIGHT_CEILING));
+    }
+    if hello.concurrency > limits::MAX_IN_FLIGHT_CEILING {
+        problems.bad(at, "concurrency", format_args!("must be at most {}", limits::MAX_IN_FLIGHT_CEILING));
+    }
+    let hello = subscription(hello, at, &mut problems);
+    problems.check()?;
+    Ok(OpenSession { received_fence, ..hello })
+}
+
+/// Who the worker is and what it wants, checked.
+pub fn subscription(hello: v1::Hello, at: At, problems: &mut Problems) -> OpenSession {
     problems.word(at, "worker", &hello.worker);
     problems.word(at, "session", &hello.session);
     if hello.session.is_empty() {
         problems.bad(at, "session", "must not be empty: mint one, and say the same again to resume");
     }
-    problems.items("hello.queues", hello.queues.len(), limits::MAX_LANES_A_CLASS, true);
-    problems.items("hello.kinds", hello.kinds.len(), limits::MAX_LANES_A_CLASS, false);
-    problems.items("hello.held", hello.held.len(), limits::MAX_HELD_IN_A_HELLO, false);
+    problems.items(&format!("{at}queues"), hello.queues.len(), limits::MAX_LANES_A_CLASS, true);
+    problems.items(&format!("{at}kinds"), hello.kinds.len(), limits::MAX_LANES_A_CLASS, false);
     problems.labels(at, &hello.labels);
     let queues = hello.queues.iter().enumerate();
     let mut queues: Vec<_> =
-        queues.map(|(index, queue)| problems.queue(At::Top, &format!("hello.queues[{index}]"), queue)).collect();
+        queues.map(|(index, queue)| problems.queue(At::Top, &format!("{at}queues[{index}]"), queue)).collect();
     // One subscription has one form: workers that want the same share a class.
     queues.sort_unstable();
     queues.dedup();
     for (index, kind) in hello.kinds.iter().enumerate() {
-        problems.word(At::Top, &format!("hello.kinds[{index}]"), kind);
+        problems.word(At::Top, &format!("{at}kinds[{index}]"), kind);
     }
     let mut kinds = hello.kinds;
     kinds.sort_unstable();
@@ -152,20 +199,9 @@ fn open_session(hello: v1::Hello, received_fence: u64) -> Result<OpenSession, Re
         let limit = limits::MAX_LANES_A_CLASS;
         problems.bad(at, "kinds", format_args!("times queues make more than {limit} lanes"));
     }
-    if hello.max_in_flight > limits::MAX_IN_FLIGHT_CEILING {
-        problems.bad(at, "max_in_flight", format_args!("must be at most {}", limits::MAX_IN_FLIGHT_CEILING));
-    }
-    if hello.concurrency > limits::MAX_IN_FLIGHT_CEILING {
-        problems.bad(at, "concurrency", format_args!("must be at most {}", limits::MAX_IN_FLIGHT_CEILING));
-    }
-    let held = hello.held.into_iter().enumerate().map(|(index, held)| {
-        let at = At::Item("hello.held", index);
-        problems.id(at, &held.id);
-        Lease { queue: problems.queue(at, "queue", &held.queue), id: held.id, fence: held.fence }
-    });
-    let held = held.collect();
-    problems.check()?;
-    Ok(OpenSession {
+    let held = hello.held.into_iter().enumerate();
+    let held = held.map(|(index, held)| settle::held(held, At::Item("hello.held", index), problems)).collect();
+    OpenSession {
         session: hello.session,
         worker: hello.worker,
         queues,
@@ -175,9 +211,8 @@ fn open_session(hello: v1::Hello, received_fence: u64) -> Result<OpenSession, Re
         max_in_flight_bytes: hello.max_in_flight_bytes,
         concurrency: hello.concurrency,
         held,
-        received_fence,
-        attach: 0,
-    })
+        ..OpenSession::default()
+    }
 }
 
 /// Opens the session and reads until the client or the stream ends.
@@ -272,19 +307,8 @@ impl Reader<'_> {
     async fn done(&mut self, done: v1::Done) -> Result<(), Refusal> {
         let mut batch = Batch::new("done.completions", done.completions.len())?;
         for (index, item) in done.completions.into_iter().enumerate() {
-            let mut problems = Problems::default();
-            let at = At::Item("done.completions", index);
-            problems.at_most(at, "result", item.result.len(), limits::MAX_PAYLOAD_CEILING_BYTES as usize);
-            problems.word(at, "result_content_type", &item.result_content_type);
-            problems.not_yet(at, "children", !item.children.is_empty());
-            let (result, result_content_type) = (item.result, item.result_content_type);
-            batch.add(at, problems, item.queue, item.id, item.fence, |queue, id, fence| Completion {
-                queue,
-                id,
-                fence,
-                result,
-                result_content_type,
-            });
+            let told = told_of(&item.queue, &item.id, item.fence);
+            batch.add(told, |problems| settle::completion(item, At::Item("done.completions", index), problems));
         }
         let speaker = Some(self.live.stream.speaker());
         self.answer(batch, |completions| Op::Complete(Complete { speaker, completions })).await
@@ -293,22 +317,8 @@ impl Reader<'_> {
     async fn fail(&mut self, fail: v1::Fail) -> Result<(), Refusal> {
         let mut batch = Batch::new("fail.failed", fail.failed.len())?;
         for (index, item) in fail.failed.into_iter().enumerate() {
-            let mut problems = Problems::default();
-            let at = At::Item("fail.failed", index);
-            let delay = item.retry_delay.as_ref();
-            let retry_delay_ms = delay.map(|delay| problems.duration_ms(at, "retry_delay", delay));
-            let message = convert::cut(item.message, limits::MAX_MESSAGE_BYTES);
-            let code = convert::cut(item.code, limits::MAX_CODE_BYTES);
-            let permanent = item.permanent;
-            batch.add(at, problems, item.queue, item.id, item.fence, |queue, id, fence| Failed {
-                queue,
-                id,
-                fence,
-                message,
-                code,
-                permanent,
-                retry_delay_ms,
-            });
+            let told = told_of(&item.queue, &item.id, item.fence);
+            batch.add(told, |problems| settle::failed(item, At::Item("fail.failed", index), problems));
         }
         let speaker = Some(self.live.stream.speaker());
         self.answer(batch, |failed| Op::Fail(Fail { speaker, failed })).await
@@ -317,18 +327,8 @@ impl Reader<'_> {
     async fn extend(&mut self, extend: v1::Extend) -> Result<(), Refusal> {
         let mut batch = Batch::new("extend.extensions", extend.extensions.len())?;
         for (index, item) in extend.extensions.into_iter().enumerate() {
-            let mut problems = Problems::default();
-            let at = At::Item("extend.extensions", index);
-            let by_ms = item.by.as_ref().map(|by| problems.positive_ms(at, "by", by));
-            problems.at_most(at, "checkpoint", item.checkpoint.len(), limits::MAX_CHECKPOINT_BYTES);
-            let checkpoint = item.checkpoint;
-            batch.add(at, problems, item.queue, item.id, item.fence, |queue, id, fence| Extension {
-                queue,
-                id,
-                fence,
-                by_ms,
-                checkpoint,
-            });
+            let told = told_of(&item.queue, &item.id, item.fence);
+            batch.add(told, |problems| settle::extension(item, At::Item("extend.extensions", index), problems));
         }
         let speaker = Some(self.live.stream.speaker());
         self.answer(batch, |extensions| Op::Extend(Extend { speaker, extensions })).await
@@ -336,10 +336,9 @@ impl Reader<'_> {
 
     async fn release(&mut self, release: v1::Release) -> Result<(), Refusal> {
         let mut batch = Batch::new("release.held", release.held.len())?;
-        for (index, held) in release.held.into_iter().enumerate() {
-            let at = At::Item("release.held", index);
-            let lease = |queue, id, fence| Lease { queue, id, fence };
-            batch.add(at, Problems::default(), held.queue, held.id, held.fence, lease);
+        for (index, item) in release.held.into_iter().enumerate() {
+            let told = told_of(&item.queue, &item.id, item.fence);
+            batch.add(told, |problems| settle::held(item, At::Item("release.held", index), problems));
         }
         let speaker = Some(self.live.stream.speaker());
         self.answer(batch, |leases| Op::Release(Release { speaker, leases })).await
@@ -396,27 +395,25 @@ impl<T> Batch<T> {
         Ok(Self { items: Vec::with_capacity(len), settled: Vec::with_capacity(len), refused: Vec::new() })
     }
 
-    fn add(
-        &mut self,
-        at: At,
-        mut problems: Problems,
-        queue: String,
-        id: String,
-        fence: u64,
-        item: impl FnOnce(String, String, u64) -> T,
-    ) {
-        let canonical = problems.queue(at, "queue", &queue);
-        problems.id(at, &id);
+    fn add(&mut self, mut told: Settled, check: impl FnOnce(&mut Problems) -> T) {
+        let mut problems = Problems::default();
+        let item = check(&mut problems);
         match problems.refusal() {
             None => {
-                self.items.push(item(canonical, id.clone(), fence));
-                self.settled.push(Settled { queue, id, fence, result: Ok(()) });
+                self.items.push(item);
+                self.settled.push(told);
             }
             Some(refusal) => {
-                self.refused.push(Settled { queue, id, fence, result: Err(Arc::new(refusal)) });
+                told.result = Err(Arc::new(refusal));
+                self.refused.push(told);
             }
         }
     }
+}
+
+/// The answer to a settlement, as its client named it; settled unless something is said against it.
+fn told_of(queue: &str, id: &str, fence: u64) -> Settled {
+    Settled { queue: queue.to_owned(), id: id.to_owned(), fence, result: Ok(()) }
 }
 
 /// Answers of settlements and signs of life.

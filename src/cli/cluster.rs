@@ -49,14 +49,21 @@ pub struct WorkerVerb {
 #[derive(Subcommand, Debug)]
 enum WorkerVerbs {
     /// List sessions of workers, with what they hold.
+    #[command(after_help = "\
+Examples:
+  wharf worker list
+  wharf worker list --queue jobs -o json | jq '.[] | select(.status == \"DETACHED\")'")]
     List {
         /// Only those that work on this queue.
-        #[arg(long, default_value = "", hide_default_value = true)]
+        #[arg(long, default_value = "", hide_default_value = true, value_parser = optional_queue)]
         queue: String,
         #[command(flatten)]
         output: Output,
     },
     /// Tell a worker to finish what it holds and go; nobody is killed in the middle of a package.
+    #[command(after_help = "\
+Example:
+  wharf worker drain \"$(wharf worker list -o jsonl | jq -r 'select(.worker == \"host-7\").session')\"")]
     Drain {
         /// As `wharf worker list` shows it.
         session: String,
@@ -109,6 +116,11 @@ impl WorkerVerb {
         }
         Ok(Exit::Ok)
     }
+}
+
+/// A queue's name, or none.
+fn optional_queue(text: &str) -> Result<String, String> {
+    if text.is_empty() { Ok(String::new()) } else { super::args::queue(text) }
 }
 
 /// A member's state at the index of a check.

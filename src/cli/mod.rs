@@ -6,10 +6,12 @@
 
 mod args;
 mod cluster;
+mod consent;
 mod demo;
 mod dev;
 pub mod exit;
 mod history;
+mod list;
 pub mod local;
 mod members;
 mod output;
@@ -66,6 +68,7 @@ enum Verb {
     Dev(dev::Dev),
     Submit(submit::Submit),
     Get(packages::Get),
+    List(list::List),
     Wait(packages::Wait),
     Cancel(packages::Cancel),
     Retry(packages::Retry),
@@ -123,6 +126,7 @@ async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
         Verb::DemoWorker(verb) => verb.run(&client()?).await,
         Verb::Submit(verb) => verb.run(&client()?).await,
         Verb::Get(verb) => verb.run(&client()?).await,
+        Verb::List(verb) => verb.run(&client()?).await,
         Verb::Wait(verb) => verb.run(&client()?).await,
         Verb::Cancel(verb) => verb.run(&client()?).await,
         Verb::Retry(verb) => verb.run(&client()?).await,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::args::{self, Output};
-use super::exit::{Exit, Failure};
+use super::consent::{self, Consent};
+use super::exit::{self, Exit, Failure};
 use super::{output, rows};
 use crate::client::{self, Client, State};
 
@@ -66,23 +67,42 @@ pub struct Wait {
     output: Output,
 }
 
-/// Cancel a package that is not finished; a worker that holds it is told to stop.
+/// Cancel packages that are not finished; a worker that holds one is told to stop.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wharf cancel jobs 0190a… --reason 'ordered twice'
+  wharf cancel jobs 0190a… 0190b… --dry-run      tells which would be cancelled
+  wharf list jobs --kind mail --limit 0 -o jsonl | jq -r .id | xargs wharf cancel jobs --yes
+
+More than one at a time are cancelled only after a question, or with --yes.")]
 pub struct Cancel {
-    #[command(flatten)]
-    named: Named,
+    /// The queue, `name` or `namespace/name`.
+    #[arg(value_parser = args::queue)]
+    queue: String,
+    /// The packages' ids.
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
     /// For people, kept with the package.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
     /// Only if the package is at this revision.
     #[arg(long, value_name = "REVISION")]
     if_revision: Option<u64>,
+    #[command(flatten)]
+    consent: Consent,
     #[command(flatten)]
     output: Output,
 }
 
 /// Put a DEAD package back to READY, its attempts reset.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wharf retry jobs 0190a…
+  wharf list jobs --state dead -o jsonl | jq -r .id | xargs -n 1 wharf retry jobs
+
+For many at once: wharf queue redrive jobs")]
 pub struct Retry {
     #[command(flatten)]
     named: Named,
@@ -99,7 +119,9 @@ pub struct Retry {
 Examples:
   wharf purge jobs --state dead --dry-run      tells how many
   wharf purge jobs --state dead --state completed
-  wharf purge jobs --all")]
+  wharf purge jobs --all --yes                 asks nobody
+
+What --dry-run counts is what the purge then takes, unless packages move meanwhile.")]
 pub struct Purge {
     /// The queue, `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
@@ -110,9 +132,8 @@ pub struct Purge {
     /// Every state but leased.
     #[arg(long, conflicts_with = "states")]
     all: bool,
-    /// Count only.
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -150,10 +171,48 @@ impl Wait {
 
 impl Cancel {
     pub async fn run(self, client: &Client) -> anyhow::Result<Exit> {
-        let Named { queue, id } = &self.named;
-        let package = client.cancel_package(queue, id, &self.reason, self.if_revision).await?;
+        if self.consent.dry_run {
+            return self.show(client).await;
+        }
+        let [id] = self.ids.as_slice() else { return self.many(client).await };
+        let package = client.cancel_package(&self.queue, id, &self.reason, self.if_revision).await?;
         output::one(self.output.output, &rows::Package::from(package))?;
         Ok(Exit::Ok)
+    }
+
+    /// What would be cancelled, as it is now.
+    async fn show(&self, client: &Client) -> anyhow::Result<Exit> {
+        let mut found = Vec::new();
+        for id in &self.ids {
+            let package = client.get_package(&self.queue, id).await?;
+            match package.state() {
+                State::Scheduled | State::Ready | State::Leased => found.push(rows::Package::from(package)),
+                state => output::note(format_args!("{id} is {} already", rows::state(state))),
+            }
+        }
+        output::list(self.output.output, &found)?;
+        output::note(format_args!("{} would be cancelled", consent::packages(found.len() as u64)));
+        Ok(Exit::Ok)
+    }
+
+    /// One that cannot be cancelled does not keep the others.
+    async fn many(&self, client: &Client) -> anyhow::Result<Exit> {
+        self.consent.ask(&format!("cancel {} of {}", consent::packages(self.ids.len() as u64), self.queue))?;
+        let mut cancelled = Vec::new();
+        let mut refused = None;
+        for id in &self.ids {
+            match client.cancel_package(&self.queue, id, &self.reason, self.if_revision).await {
+                Ok(package) => cancelled.push(rows::Package::from(package)),
+                Err(error) => {
+                    output::note(format_args!("{id}: {error}"));
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        output::list(self.output.output, &cancelled)?;
+        let Some(first) = refused else { return Ok(Exit::Ok) };
+        let message = format!("{} of {} were not cancelled", self.ids.len() - cancelled.len(), self.ids.len());
+        Err(Failure::new(exit::of_client(&first), message).next(format!("wharf list {}", self.queue)).into())
     }
 }
 
@@ -168,9 +227,17 @@ impl Retry {
 impl Purge {
     pub async fn run(self, client: &Client) -> anyhow::Result<Exit> {
         let states: Vec<State> = self.states.into_iter().map(Purgeable::state).collect();
-        let purged = client.purge_packages(&self.queue, &states, self.dry_run).await?;
-        output::line(purged)?;
-        output::note(if self.dry_run { "packages would be purged" } else { "packages purged" });
+        let count = client.purge_packages(&self.queue, &states, true).await?;
+        if self.consent.dry_run {
+            output::line(count)?;
+            output::note("packages would be purged");
+            return Ok(Exit::Ok);
+        }
+        if count > 0 {
+            self.consent.ask(&format!("purge {} of {} for good", consent::packages(count), self.queue))?;
+        }
+        output::line(client.purge_packages(&self.queue, &states, false).await?)?;
+        output::note("packages purged");
         Ok(Exit::Ok)
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::args::{self, Output};
+use super::consent::{self, Consent};
 use super::exit::{Exit, Failure};
 use super::{output, rows};
 use crate::client::{self, BackoffSettings, Client, QueueSettings};
@@ -66,6 +67,11 @@ struct Create {
 
 /// Change settings of a queue; what is not named stays.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wharf queue update jobs --lease 2m --max-attempts 3
+  wharf queue update jobs --max-in-flight 0           takes the cap away
+  wharf queue update jobs --keep-finished 24h --if-revision 42")]
 struct Update {
     /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
@@ -81,6 +87,10 @@ struct Update {
 
 /// List queues with their depths.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wharf queue list
+  wharf queue list team-a/ -o jsonl | jq -r 'select(.stats.dead > 0).name'")]
 struct List {
     /// Only names that begin so, as in `team-a/`.
     #[arg(default_value = "", hide_default_value = true)]
@@ -91,6 +101,10 @@ struct List {
 
 /// Show a queue with its settings.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wharf queue show jobs
+  wharf queue show jobs -o json | jq .stats.ready")]
 struct Show {
     /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
@@ -117,6 +131,11 @@ struct Wait {
 
 /// Delete a queue. Without --force it must hold nothing scheduled, ready, leased or dead.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wharf queue delete jobs --dry-run            tells what would go with it
+  wharf queue delete jobs
+  wharf queue delete jobs --force --yes        with everything in it, and asks nobody")]
 struct Delete {
     /// `name` or `namespace/name`.
     #[arg(value_parser = args::queue)]
@@ -124,10 +143,17 @@ struct Delete {
     /// With everything in it.
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// Submit DEAD packages of a queue to another, or dead letters back to where they came from.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wharf queue redrive jobs                     its DEAD packages are tried again
+  wharf queue redrive mail-dead                dead letters go back to their queues
+  wharf queue redrive mail-dead --to inspect --max 10")]
 struct Redrive {
     /// The queue with the dead packages, or the dead-letter queue.
     #[arg(value_parser = args::queue)]
@@ -225,7 +251,7 @@ impl QueueVerb {
             Verbs::Pause(verb) => show(verb.output, client.pause_queue(&verb.name, verb.if_revision).await?)?,
             Verbs::Resume(verb) => show(verb.output, client.resume_queue(&verb.name, verb.if_revision).await?)?,
             Verbs::Wait(verb) => return verb.run(client).await,
-            Verbs::Delete(verb) => client.delete_queue(&verb.name, verb.force).await?,
+            Verbs::Delete(verb) => verb.run(client).await?,
             Verbs::Redrive(verb) => {
                 let to = verb.to.unwrap_or_default();
                 output::line(client.redrive_queue(&verb.from, &to, verb.max).await?)?;
@@ -254,6 +280,34 @@ impl Update {
         let queue = client.update_queue(&self.name, settings, &paths, self.if_revision).await?;
         show(self.output, queue)?;
         Ok(Exit::Ok)
+    }
+}
+
+impl Delete {
+    async fn run(self, client: &Client) -> anyhow::Result<()> {
+        let stats = client.get_queue(&self.name).await?.stats.unwrap_or_default();
+        let open = stats.scheduled + stats.ready + stats.leased + stats.dead;
+        let what = format!(
+            "delete queue {} with {} that are not done or dead, and all it keeps",
+            self.name,
+            consent::packages(open)
+        );
+        if self.consent.dry_run {
+            output::note(format_args!("this would {what}"));
+            if open > 0 && !self.force {
+                output::note("it needs --force");
+            }
+            return Ok(());
+        }
+        if open > 0 && !self.force {
+            let message = format!("{} still holds {}", self.name, consent::packages(open));
+            let next = format!("wharf queue delete {} --force, or wharf list {}", self.name, self.name);
+            return Err(Failure::new(Exit::Failed, message).next(next).into());
+        }
+        self.consent.ask(&what)?;
+        client.delete_queue(&self.name, self.force).await?;
+        output::note(format_args!("{} is deleted", self.name));
+        Ok(())
     }
 }
 

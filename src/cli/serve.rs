@@ -36,11 +36,18 @@ pub struct ConfigVerb {
 #[derive(Subcommand, Debug)]
 enum ConfigVerbs {
     /// Tell everything that is wrong with it; exit 78 if anything is.
+    #[command(after_help = "\
+Example:
+  wharf config check --config /etc/wharf/wharf.toml")]
     Check {
         #[command(flatten)]
         node: NodeFlags,
     },
     /// Print every key with the value in force, as a file that reads back the same.
+    #[command(after_help = "\
+Examples:
+  wharf config show --config /etc/wharf/wharf.toml
+  WHARF_LISTEN_CLIENT=0.0.0.0:7411 wharf config show --insecure > wharf.toml")]
     Show {
         #[command(flatten)]
         node: NodeFlags,

@@ -54,7 +54,8 @@ impl Client {
         })
     }
 
-    async fn call_within<Q, A, F, R>(
+    /// The same with a deadline and a time for each try.
+    pub(super) async fn call_within<Q, A, F, R>(
         &self,
         repeat: Repeat,
         within: Duration,

@@ -1,5 +1,6 @@
 //! The SDK: [`Client`] submits, reads and administers; [`Worker`] works packages; [`Submitter`]
-//! submits many in a pipeline; [`Watch`] tells what happens to packages.
+//! submits many in a pipeline; [`Watch`] tells what happens to packages; [`CallWorker`] works without
+//! a stream.
 //!
 //! All of them find the leader by themselves: from the metadata of answers, from a `Goaway`, or by
 //! trying the other addresses.
@@ -21,9 +22,11 @@
 mod backoff;
 mod builder;
 mod call;
+mod call_worker;
 mod cluster;
 mod error;
 mod ids;
+mod list;
 mod members;
 mod nodes;
 mod package;
@@ -37,7 +40,9 @@ pub mod worker;
 mod tests;
 
 pub use builder::{Builder, Client};
+pub use call_worker::{CallLease, CallWorker, Leases};
 pub use error::Error;
+pub use list::Listing;
 pub use members::{Changed, SafeToStop};
 pub use packages::Submitted;
 pub use submitter::{Submitter, SubmitterBuilder, Ticket};

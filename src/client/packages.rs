@@ -13,8 +13,8 @@ use super::error::reason;
 use super::{Client, Error, HistoryPage, HistoryQuery, NewPackage, Package, State, ids};
 use crate::proto::v1::package_service_client::PackageServiceClient;
 use crate::proto::v1::{
-    CancelPackageRequest, GetPackageRequest, PurgePackagesRequest, RetryPackageRequest, SubmitRequest, SubmitResponse,
-    SubmitResult, WaitPackageRequest,
+    CallPackageRequest, CancelPackageRequest, GetPackageRequest, PurgePackagesRequest, RetryPackageRequest,
+    SubmitRequest, SubmitResponse, SubmitResult, WaitPackageRequest,
 };
 use crate::types::limits;
 
@@ -71,11 +71,16 @@ impl Client {
         }
     }
 
-    /// Submits one package and waits until it is finished: request and response over a queue.
-    pub async fn submit_and_wait(&self, package: NewPackage, within: Duration) -> Result<Package, Error> {
-        let deadline = Instant::now() + within;
-        let taken = self.with_timeout(within.min(self.timeout)).submit(package).await?;
-        self.wait_package(&taken.queue, &taken.id, deadline.saturating_duration_since(Instant::now())).await
+    /// Submits one package and waits until it is finished: request and response over a queue. A worker's
+    /// failure comes back as a package that is DEAD, with its `last_failure`. Survives changes of the
+    /// leader; if the time runs out the package goes on, and the same call with its id waits again.
+    pub async fn call_package(&self, mut package: NewPackage, within: Duration) -> Result<Package, Error> {
+        self.mint_missing(std::slice::from_mut(&mut package));
+        let request = CallPackageRequest { package: Some(package) };
+        let try_for = Duration::from_millis(limits::CLIENT_WAIT_TRY_MS);
+        let rpc = |channel, request| async move { packages(channel).call_package(request).await };
+        let response = self.call_within(Repeat::Safe, within, try_for, request, rpc).await?;
+        response.package.ok_or_else(|| malformed("a call without its package"))
     }
 
     /// Reads one package, with its payload.

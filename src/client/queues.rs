@@ -42,11 +42,17 @@ impl Client {
 
     /// All queues whose name begins with `prefix`.
     pub async fn list_queues(&self, prefix: &str) -> Result<Vec<Queue>, Error> {
-        let request = ListQueuesRequest { prefix: prefix.to_owned(), stale_ok: false };
-        let response = self
-            .call(Repeat::Read, request, |channel, request| async move { queues(channel).list_queues(request).await })
-            .await?;
-        Ok(response.queues)
+        let mut request = ListQueuesRequest { prefix: prefix.to_owned(), ..Default::default() };
+        let mut all = Vec::new();
+        loop {
+            let rpc = |channel, request| async move { queues(channel).list_queues(request).await };
+            let page = self.call(Repeat::Read, request.clone(), rpc).await?;
+            all.extend(page.queues);
+            if page.next_page_token.is_empty() {
+                return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     /// Changes the settings named by `paths`, such as `lease`.
@@ -148,11 +154,17 @@ impl Client {
 
     /// The sessions that work on `queue` (empty: all).
     pub async fn list_workers(&self, queue: &str) -> Result<Vec<WorkerInfo>, Error> {
-        let request = ListWorkersRequest { queue: queue.to_owned(), stale_ok: false };
-        let response = self
-            .call(Repeat::Read, request, |channel, request| async move { queues(channel).list_workers(request).await })
-            .await?;
-        Ok(response.workers)
+        let mut request = ListWorkersRequest { queue: queue.to_owned(), ..Default::default() };
+        let mut all = Vec::new();
+        loop {
+            let rpc = |channel, request| async move { queues(channel).list_workers(request).await };
+            let page = self.call(Repeat::Read, request.clone(), rpc).await?;
+            all.extend(page.workers);
+            if page.next_page_token.is_empty() {
+                return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     /// Tells a session to finish what it holds and go.

@@ -20,8 +20,11 @@ use crate::proto::v1::work_request::Request as Ask;
 use crate::proto::v1::work_response::Response as Tell;
 use crate::proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use crate::proto::v1::{
-    Bookmark, CancelPackageRequest, CancelPackageResponse, Deliver, EndOfWork, GetPackageRequest, GetPackageResponse,
-    Goaway, Held, Hello, Outcome, Pong, PurgePackagesRequest, PurgePackagesResponse, RetryPackageRequest,
+    Bookmark, CallPackageRequest, CallPackageResponse, CancelPackageRequest, CancelPackageResponse,
+    CompletePackageRequest, CompletePackageResponse, Deliver, EndOfWork, ExtendPackageRequest, ExtendPackageResponse,
+    FailPackageRequest, FailPackageResponse, GetPackageRequest, GetPackageResponse, Goaway, Held, Hello,
+    LeasePackagesRequest, LeasePackagesResponse, ListPackagesRequest, ListPackagesResponse, Outcome, Pong,
+    PurgePackagesRequest, PurgePackagesResponse, ReleasePackageRequest, ReleasePackageResponse, RetryPackageRequest,
     RetryPackageResponse, Revoke, Settled, SubmitRequest, SubmitResponse, SubmitResult, SubmitStreamRequest,
     SubmitStreamResponse, Verdict, WaitPackageRequest, WaitPackageResponse, WatchRequest, WatchResponse, Welcome,
     WorkRequest, WorkResponse, verdict, watch_response,
@@ -141,6 +144,38 @@ impl WorkerService for FakeNode {
         }
         Ok(response)
     }
+
+    async fn lease_packages(
+        &self,
+        _: Request<LeasePackagesRequest>,
+    ) -> Result<Response<LeasePackagesResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn complete_package(
+        &self,
+        _: Request<CompletePackageRequest>,
+    ) -> Result<Response<CompletePackageResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn fail_package(&self, _: Request<FailPackageRequest>) -> Result<Response<FailPackageResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn extend_package(
+        &self,
+        _: Request<ExtendPackageRequest>,
+    ) -> Result<Response<ExtendPackageResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn release_package(
+        &self,
+        _: Request<ReleasePackageRequest>,
+    ) -> Result<Response<ReleasePackageResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
 }
 
 #[tonic::async_trait]
@@ -177,6 +212,14 @@ impl PackageService for FakeNode {
     }
 
     async fn wait_package(&self, _: Request<WaitPackageRequest>) -> Result<Response<WaitPackageResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn list_packages(&self, _: Request<ListPackagesRequest>) -> Result<Response<ListPackagesResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn call_package(&self, _: Request<CallPackageRequest>) -> Result<Response<CallPackageResponse>, Status> {
         Err(Status::unimplemented("not scripted"))
     }
 

@@ -122,6 +122,11 @@ impl Attachment {
     pub fn stream(&self) -> &Arc<Stream> {
         &self.stream
     }
+
+    /// The state knows already that the stream is over.
+    pub fn let_go(self) {
+        self.shared.registry.lock().forget(&self.stream);
+    }
 }
 
 impl Drop for Attachment {

@@ -172,6 +172,11 @@ impl Outbox {
         }
     }
 
+    /// The writer's side, for who waits for it. After `Taken::End` nothing more comes.
+    pub async fn taken(&self) -> Taken {
+        std::future::poll_fn(|cx| self.poll_take(cx)).await
+    }
+
     /// The writer's side: all that waits and fits one message. After `Taken::End` nothing more comes.
     pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Taken> {
         let mut inner = self.inner.lock();
@@ -241,7 +246,7 @@ impl Inner {
     fn coalesce(&mut self, deliveries: &mut Vec<Delivery>) {
         let mut room = limits::MAX_DELIVER_BYTES;
         for (at, delivery) in deliveries.iter().enumerate() {
-            let bytes = size(delivery);
+            let bytes = delivery.weight();
             if bytes > room && at > 0 {
                 let rest = deliveries.split_off(at);
                 self.messages.push_front(Queued { message: Message::Deliver(rest), after: 0 });
@@ -252,7 +257,7 @@ impl Inner {
         while let Some(Queued { message: Message::Deliver(next), .. }) = self.messages.front_mut() {
             let mut fits = 0;
             for delivery in next.iter() {
-                let bytes = size(delivery);
+                let bytes = delivery.weight();
                 if bytes > room {
                     break;
                 }
@@ -267,14 +272,6 @@ impl Inner {
             self.messages.pop_front();
         }
     }
-}
-
-/// About what a delivery takes in a message.
-fn size(delivery: &Delivery) -> usize {
-    const FIELDS: usize = 128;
-    let body = &delivery.body;
-    let labels: usize = body.labels().iter().map(|(key, value)| key.len() + value.len() + 8).sum();
-    FIELDS + body.payload.len() + body.id.len() + body.kind.len() + labels + delivery.checkpoint.len()
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ impl Registry {
     }
 
     /// Takes a stream out whose session the state itself let go of.
-    fn forget(&mut self, stream: &Stream) {
+    pub fn forget(&mut self, stream: &Stream) {
         self.streams.remove(&stream.attach);
         if self.sessions.get(&stream.session) == Some(&stream.attach) {
             self.sessions.remove(&stream.session);

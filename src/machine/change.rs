@@ -104,6 +104,7 @@ impl Change {
             result_evicted: false,
             moved_to: self.moved_to.clone(),
             last_failure: self.failure.as_deref().cloned(),
+            seq: 0,
             create_revision: self.create_revision,
             revision: self.revision,
         }

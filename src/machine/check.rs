@@ -53,7 +53,10 @@ impl Machine {
                 });
                 let armed = self.index.timers.contains(&(package.ticks, Timer::Lease(slot)));
                 let attached = state.sessions.get(package.session).is_some_and(|session| is_attached(state, session));
-                expect(!package.in_hand() || armed || !attached, &|| format!("{}: in hand without a timer", name()));
+                let unary = state.sessions.get(package.session).is_some_and(|session| session.unary);
+                let runs = attached || unary;
+                expect(!package.in_hand() || armed || !runs, &|| format!("{}: in hand without a timer", name()));
+                expect(!unary || package.in_hand(), &|| format!("{}: prefetched without a stream", name()));
             }
             let finished = package.phase.is_finished();
             expect(!finished || !package.suspect, &|| format!("{}: finished under suspicion", name()));
@@ -67,7 +70,10 @@ impl Machine {
             });
             let oldest = hold.leases.values().take(hold.in_hand).all(|slot| state.packages.at(*slot).in_hand());
             expect(oldest, &|| format!("session {}: its oldest leases are not those in hand", session.id));
-            expect(!session.draining || held > 0, &|| format!("session {}: drained and still there", session.id));
+            let waits = session.unary && !is_attached(state, session);
+            expect(!session.draining || held > 0 || waits, &|| {
+                format!("session {}: drained and still there", session.id)
+            });
         }
         self.compare(&Index::rebuild(state), &mut expect);
         expect(self.undelivered().is_none(), &|| self.undelivered().unwrap_or_default());
@@ -89,13 +95,14 @@ impl Machine {
         same("calendar timers", live.alarms == fresh.alarms);
         // A timer may have rung to no effect while its session was away.
         let away = |timer: &Timer| match timer {
-            Timer::Grace(session) => {
-                self.state.sessions.get(*session).is_none_or(|session| session.attached < self.state.leader_index)
-            }
+            Timer::Grace(number) => self.state.sessions.get(*number).is_none_or(|session| {
+                session.attached < self.state.leader_index
+                    || (session.unary && !self.index.held(*number).leases.is_empty())
+            }),
             Timer::Lease(slot) => {
                 let session =
                     self.state.packages.get(*slot).and_then(|package| self.state.sessions.get(package.session));
-                !session.is_some_and(|session| is_attached(&self.state, session))
+                !session.is_some_and(|session| session.unary || is_attached(&self.state, session))
             }
             _ => false,
         };
@@ -140,6 +147,8 @@ fn line_eq(live: &Line, fresh: &Line) -> bool {
     counts(live) == counts(fresh)
         && live.ids.len() == fresh.ids.len()
         && live.graves.len() == fresh.graves.len()
+        && live.roll == fresh.roll
+        && live.kept == fresh.kept
         && live.all == fresh.all
         && live.kinds == fresh.kinds
         && live.finished == fresh.finished

@@ -56,6 +56,16 @@ pub struct Delivery {
     pub checkpoint: Blob,
 }
 
+impl Delivery {
+    /// About what it takes in a message.
+    pub fn weight(&self) -> usize {
+        const FIELDS: usize = 128;
+        let body = &self.body;
+        let labels: usize = body.labels().iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+        FIELDS + body.payload.len() + body.id.len() + body.kind.len() + labels + self.checkpoint.len()
+    }
+}
+
 /// What became of a lease that a returning worker says it holds.
 #[derive(Clone, Debug)]
 pub struct Verdict {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::state::{Package, QueueNo, Session, SessionNo, Slot, State};
 use super::tables::ids::{Ids, hash_id};
+use super::tables::ordered::Ordered;
 use super::tables::ready::{Head, Ready};
 use crate::types::{Fence, QueueName, State as Phase, Ticks, Wall};
 
@@ -91,6 +92,8 @@ pub struct Line {
     pub ids: Ids<Slot>,
     /// Positions in the queue's tombstones.
     pub graves: Ids<u64>,
+    /// Every package, in the order of submit.
+    pub roll: Ordered,
     pub all: Lane,
     pub kinds: BTreeMap<Arc<str>, Kind>,
     /// What leaves by age, count and bytes, first to go first.
@@ -98,6 +101,8 @@ pub struct Line {
     pub finished_bytes: u64,
     /// DEAD and not moved.
     pub dead: BTreeMap<u64, Slot>,
+    /// Finished packages that are still there, by the number of their state.
+    pub kept: [u64; 8],
     pub scheduled: u64,
     pub ready: u64,
     pub leased: u64,
@@ -254,6 +259,7 @@ impl Index {
     pub fn add(&mut self, slot: Slot, package: &Package) {
         let line = self.line_mut(package.queue);
         line.ids.insert(hash_id(&package.body.id), slot);
+        line.roll.insert(package.seq, slot);
         match line.kinds.get_mut(&package.body.kind) {
             Some(kind) => kind.packages += 1,
             None => {
@@ -271,6 +277,7 @@ impl Index {
         let bytes = package.bytes();
         let line = self.line_mut(package.queue);
         line.ids.remove(hash_id(&package.body.id), slot);
+        line.roll.remove(package.seq);
         if let Some(kind) = line.kinds.get_mut(&package.body.kind) {
             kind.packages -= 1;
             if kind.packages == 0 {
@@ -312,11 +319,13 @@ impl Index {
             _ if package.leaves() => {
                 let rare = package.rare.as_ref();
                 line.finished.insert(rare.map_or(0, |rare| rare.finish_seq), slot);
+                line.kept[package.phase as usize] += 1;
                 line.finished_bytes += package.bytes();
                 self.keepers.insert(package.queue);
             }
             _ => {
                 line.dead.insert(package.seq, slot);
+                line.kept[package.phase as usize] += 1;
             }
         }
         if matches!(package.phase, Phase::Scheduled | Phase::Ready)
@@ -354,6 +363,7 @@ impl Index {
             _ if package.leaves() => {
                 let rare = package.rare.as_ref();
                 line.finished.remove(&rare.map_or(0, |rare| rare.finish_seq));
+                line.kept[package.phase as usize] -= 1;
                 line.finished_bytes -= package.bytes();
                 if line.finished.is_empty() {
                     self.keepers.remove(&package.queue);
@@ -361,6 +371,7 @@ impl Index {
             }
             _ => {
                 line.dead.remove(&package.seq);
+                line.kept[package.phase as usize] -= 1;
             }
         }
         if matches!(package.phase, Phase::Scheduled | Phase::Ready)

@@ -59,7 +59,7 @@ impl Machine {
     }
 
     /// Fills a session's free hands with its oldest prefetch, whose time begins now.
-    fn promote(&mut self, number: SessionNo) {
+    pub(super) fn promote(&mut self, number: SessionNo) {
         let session = self.state.sessions.at(number);
         let hands = session.hands();
         loop {
@@ -79,7 +79,7 @@ impl Machine {
     }
 
     /// Starts a lease's time: a whole one, or half for who returns (`parts` = 2).
-    fn take_in_hand(&mut self, slot: Slot, parts: u64) {
+    pub(super) fn take_in_hand(&mut self, slot: Slot, parts: u64) {
         let now = self.state.ticks;
         let package = self.state.packages.at_mut(slot);
         let settings = &self.state.queues.at(package.queue).settings;
@@ -132,10 +132,33 @@ impl Machine {
     /// A session that holds less: more credit, or, when it drains, its end.
     pub(super) fn after_release(&mut self, number: SessionNo) {
         let session = self.state.sessions.at(number);
-        if session.draining && self.index.held(number).leases.is_empty() {
+        let empty = self.index.held(number).leases.is_empty();
+        // One without a stream hears of it by its next call.
+        let hears = !session.unary || is_attached(&self.state, session);
+        if session.draining && empty && hears {
             self.remove_session(number, "drained");
-        } else {
-            self.refresh(number);
+            return;
+        }
+        if session.unary && empty {
+            self.arm_grace(number);
+        }
+        self.refresh(number);
+    }
+
+    /// The session has no stream any more, or its call is over: its grace begins.
+    pub(super) fn detach(&mut self, number: SessionNo) {
+        let before = self.state.sessions.at(number).clone();
+        self.disarm_grace(number, &before);
+        self.state.sessions.at_mut(number).detached = Some(self.state.ticks);
+        self.arm_grace(number);
+        self.state.bump();
+        self.refresh(number);
+    }
+
+    fn arm_grace(&mut self, number: SessionNo) {
+        if let Some(since) = self.state.sessions.at(number).detached {
+            let due = since.plus(self.state.cluster.session_grace_ms);
+            self.index.timers.insert((due, super::index::Timer::Grace(number)));
         }
     }
 
@@ -250,17 +273,25 @@ impl Machine {
     }
 
     /// The lease in hand ran out: that package is charged, the prefetch goes back free, and the
-    /// session gets nothing until it is heard from.
+    /// session gets nothing until it is heard from. What was granted to a call and never given to its
+    /// caller is charged to nobody.
     pub(super) fn time_out(&mut self, slot: Slot) {
         let package = self.state.packages.at(slot);
-        let number = package.session;
+        let (number, fence) = (package.session, package.fence);
         let session = self.state.sessions.at_mut(number);
-        session.silent = true;
+        // Who calls for work is heard by that.
+        session.silent = !session.unary;
+        let unknown = session.unary && fence > session.received;
         let worker = session.worker.clone();
         self.take_back(number, usize::MAX, "a lease of this worker timed out");
         let lease = self.lease_ref(slot);
         self.revoke(number, vec![lease], "the lease timed out");
         self.unhold(slot);
+        if unknown {
+            self.return_free(slot, Cause::Released);
+            self.after_release(number);
+            return;
+        }
         self.charge(
             slot,
             &Blame {

@@ -126,6 +126,13 @@ impl Machine {
 
     /// Its end here, with a copy at `moved_to`; `end`: how its last lease ended with it.
     pub(super) fn finish_as(&mut self, slot: Slot, phase: Phase, moved_to: Option<Arc<str>>, end: Option<LeaseEnd>) {
+        let queue = self.state.packages.at(slot).queue;
+        self.end(slot, phase, moved_to, end);
+        self.trim(queue);
+    }
+
+    /// The same, and others stay that the queue would now keep no longer: for who removes it anyway.
+    pub(super) fn end(&mut self, slot: Slot, phase: Phase, moved_to: Option<Arc<str>>, end: Option<LeaseEnd>) {
         let (ticks, wall) = (self.state.ticks, self.state.wall);
         let finish_seq = self.state.next_finish;
         self.state.next_finish += 1;
@@ -156,7 +163,6 @@ impl Machine {
             _ => {}
         }
         self.now.effects.push(Effect::PackageFinished { queue: name, id });
-        self.trim(queue);
     }
 
     /// An attempt: rest and come back, or dead.

@@ -18,6 +18,7 @@ pub mod effect;
 mod index;
 mod lease;
 mod life;
+mod list;
 mod matching;
 mod on;
 mod read;
@@ -36,6 +37,7 @@ pub mod view;
 pub use change::Change;
 pub use command::{Outcome, Reply};
 pub use effect::Effect;
+pub use list::{Listed, Wanted};
 pub use reject::Reject;
 pub use snapshot::Frozen;
 

@@ -1,5 +1,6 @@
 //! Looks at the state: owned views for the API, dispatch and metrics.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::effect::{Delivery, SessionId};
@@ -55,6 +56,7 @@ impl Machine {
             result_evicted: rare.is_some_and(|rare| rare.result_evicted),
             moved_to: rare.and_then(|rare| rare.moved_to.clone()),
             last_failure: rare.and_then(|rare| rare.failure.as_deref().cloned()),
+            seq: package.seq,
             create_revision: package.create_revision,
             revision: package.revision,
             body: Some(package.body.clone()),
@@ -82,6 +84,7 @@ impl Machine {
             result_evicted: false,
             moved_to: None,
             last_failure: None,
+            seq: 0,
             create_revision: Revision(0),
             revision: Revision(0),
         }
@@ -93,7 +96,17 @@ impl Machine {
 
     /// In the order of their names; `prefix` may be empty.
     pub fn queues(&self, prefix: &str) -> Vec<QueueView> {
-        let meant = self.index.queue_by_name.iter().filter(|(name, _)| name.as_str().starts_with(prefix));
+        self.queues_after(prefix, None, usize::MAX)
+    }
+
+    /// The same, at most so many, from after a name on, which need not be that of a queue any more.
+    pub fn queues_after(&self, prefix: &str, after: Option<&str>, most: usize) -> Vec<QueueView> {
+        let from = match after.filter(|after| *after >= prefix) {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(prefix),
+        };
+        let names = self.index.queue_by_name.range::<str, _>((from, Bound::Unbounded));
+        let meant = names.take_while(|(name, _)| name.as_str().starts_with(prefix)).take(most);
         meant.map(|(_, number)| self.queue_view(*number)).collect()
     }
 
@@ -130,16 +143,22 @@ impl Machine {
 
     /// Sessions that subscribe to the queue, or all; in the order of their ids.
     pub fn sessions(&self, queue: Option<&str>) -> Vec<SessionView> {
+        self.sessions_after(queue, None, usize::MAX)
+    }
+
+    /// The same, at most so many, from after an id on, which need not be that of a session any more.
+    pub fn sessions_after(&self, queue: Option<&str>, after: Option<&str>, most: usize) -> Vec<SessionView> {
         let queue = match queue.map(|name| self.queue_no(name)) {
             Some(Err(_)) => return Vec::new(),
             Some(Ok(number)) => Some(number),
             None => None,
         };
-        let numbers = self.index.session_by_id.values().copied();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let numbers = self.index.session_by_id.range::<str, _>((from, Bound::Unbounded)).map(|(_, number)| *number);
         let meant = numbers.filter(|number| {
             queue.is_none_or(|queue| self.state.sessions.at(*number).queues.binary_search(&queue).is_ok())
         });
-        meant.map(|number| self.session_view(number)).collect()
+        meant.take(most).map(|number| self.session_view(number)).collect()
     }
 
     pub(super) fn session_view(&self, number: SessionNo) -> SessionView {
@@ -191,12 +210,14 @@ impl Machine {
         let number = self.queue_no(queue)?;
         let phases = sweep::phases(states)?;
         let line = self.index.line(number);
-        let meant = |phase: Phase| phases & (1 << phase as u32) != 0;
-        let waiting = [(Phase::Scheduled, line.scheduled), (Phase::Ready, line.ready)];
-        let waiting: u64 = waiting.into_iter().filter(|(phase, _)| meant(*phase)).map(|(_, count)| count).sum();
-        let kept = line.finished.values().chain(line.dead.values());
-        let kept = kept.filter(|slot| meant(self.state.packages.at(**slot).phase)).count() as u64;
-        Ok(waiting + kept)
+        let meant = Phase::ALL.into_iter().filter(|phase| phases & (1 << *phase as u32) != 0);
+        let count = |phase: Phase| match phase {
+            Phase::Scheduled => line.scheduled,
+            Phase::Ready => line.ready,
+            Phase::Leased => line.leased,
+            finished => line.kept[finished as usize],
+        };
+        Ok(meant.map(count).sum())
     }
 
     /// Sessions that hold prefetch while another session idles with credit for the same work:

@@ -197,6 +197,7 @@ fn store_session(session: &Session) -> SnapshotSession {
         served: session.served,
         received: session.received.0,
         open: session.open.0,
+        unary: session.unary,
     }
 }
 
@@ -445,6 +446,7 @@ fn load_session(stored: SnapshotSession) -> Session {
         served: stored.served,
         received: Fence(stored.received),
         open: Wall(stored.open),
+        unary: stored.unary,
     }
 }
 

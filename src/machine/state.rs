@@ -226,6 +226,9 @@ pub struct Session {
     pub max_in_flight_bytes: u64,
     /// 0: all it holds.
     pub concurrency: u32,
+    /// Served by single calls: attached only while one waits for work. What it holds is all in hand and
+    /// runs on without a stream.
+    pub unary: bool,
     /// The log index of its last Hello.
     pub attached: u64,
     /// Its stream broke at this time.
@@ -237,7 +240,7 @@ pub struct Session {
     pub withheld: u32,
     /// The grant that served it last.
     pub served: u64,
-    /// The highest fence that it says has arrived.
+    /// The highest fence that it says has arrived; without a stream, the highest that it was given.
     pub received: Fence,
     pub open: Wall,
 }

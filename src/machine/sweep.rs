@@ -142,17 +142,13 @@ impl Machine {
         }
     }
 
-    /// What still waited ends as CANCELLED first, so that its outcome is told and kept.
+    /// What still waited ends as CANCELLED first, so that its outcome is told and kept. It pushes out no
+    /// other package: only what the sweep means goes.
     fn end_and_remove(&mut self, slot: Slot, mourned: bool) {
-        let package = self.state.packages.at(slot);
-        let create_revision = package.create_revision;
-        if !package.phase.is_finished() {
-            self.finish(slot, Phase::Cancelled);
+        if !self.state.packages.at(slot).phase.is_finished() {
+            self.end(slot, Phase::Cancelled, None, None);
         }
-        // A queue that keeps nothing has let it go already.
-        if self.state.packages.get(slot).is_some_and(|package| package.create_revision == create_revision) {
-            self.remove(slot, mourned);
-        }
+        self.remove(slot, mourned);
     }
 
     /// Back to work: a dead-letter copy to where it came from, a DEAD package in its own queue, or

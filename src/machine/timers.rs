@@ -41,10 +41,11 @@ impl Machine {
         }
     }
 
-    /// A worker that cannot be heard cannot be late: its leases wait for it, or for its grace.
+    /// A worker that cannot be heard cannot be late: its leases wait for it, or for its grace. One that
+    /// works by single calls has no stream to be heard on, so its leases run on.
     fn lease_due(&mut self, slot: Slot) {
-        let number = self.state.packages.at(slot).session;
-        if is_attached(&self.state, self.state.sessions.at(number)) {
+        let session = self.state.sessions.at(self.state.packages.at(slot).session);
+        if session.unary || is_attached(&self.state, session) {
             self.time_out(slot);
         }
     }
@@ -52,6 +53,9 @@ impl Machine {
     /// After a change of leader everybody has `failover_grace` instead.
     fn grace_over(&mut self, number: SessionNo) {
         let session = self.state.sessions.at(number);
+        if self.outlives_its_calls(number) {
+            return;
+        }
         if session.attached >= self.state.leader_index || !self.state.failover_armed {
             self.close(number, true, Cause::WorkerLost, "did not come back in time");
         }
@@ -93,6 +97,11 @@ impl Machine {
         self.index.arm_queue(&self.state, number);
     }
 
+    /// It holds leases that run on without a stream; its grace counts again once they have ended.
+    fn outlives_its_calls(&self, number: SessionNo) -> bool {
+        self.state.sessions.at(number).unary && !self.index.held(number).leases.is_empty()
+    }
+
     /// Closes, free of charge, sessions that did not come back after the change of leader.
     pub(super) fn close_stale(&mut self) {
         while let Some(number) = self.state.stale_cursor
@@ -101,7 +110,12 @@ impl Machine {
             let next: SessionNo = number + 1;
             self.state.stale_cursor = (next < self.state.sessions.slots()).then_some(next);
             let Some(session) = self.state.sessions.get(number) else { continue };
-            if session.attached < self.state.leader_index {
+            if session.attached >= self.state.leader_index {
+                continue;
+            }
+            if self.outlives_its_calls(number) {
+                self.detach(number);
+            } else {
                 self.close(number, false, Cause::WorkerLost, "did not come back after a change of leader");
             }
         }

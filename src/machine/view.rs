@@ -55,6 +55,8 @@ pub struct PackageView {
     pub result_evicted: bool,
     pub moved_to: Option<Arc<str>>,
     pub last_failure: Option<FailureView>,
+    /// Its place in the order of submit, for ever; 0 of a tombstone and in a change.
+    pub seq: u64,
     pub create_revision: Revision,
     pub revision: Revision,
 }

@@ -195,6 +195,11 @@ impl Handle {
         &self.inner.state.changes
     }
 
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> bytes::Bytes {
+        self.inner.peers.cluster_id()
+    }
+
     /// This node's number.
     pub fn node(&self) -> NodeId {
         self.inner.peers.node

@@ -80,6 +80,20 @@ pub const MAX_BYTES_WAITING: usize = 64 << 20;
 /// A proposal without an answer is reported as unknown after this.
 pub const PROPOSAL_DEADLINE_MS: u64 = 5_000;
 
+/// Packages in one page of a list: by default and at most. Queues and workers: always at most.
+pub const DEFAULT_LIST_PAGE: usize = 100;
+pub const MAX_LIST_PAGE: usize = 1000;
+/// Bytes in one page of a list, unless it is a single item: what most gRPC clients take without being
+/// told of more.
+pub const MAX_LIST_BYTES: usize = 2 << 20;
+/// Packages that a list looks at while apply waits, and in one call; then the page is closed.
+pub const LIST_LOOKS_AT_ONCE: usize = 1000;
+pub const MAX_LIST_LOOKS: usize = 50_000;
+/// How long a call for work may wait.
+pub const MAX_LEASE_WAIT_MS: u64 = 300_000;
+/// Bytes of packages that one call for work leases, and one package more.
+pub const MAX_LEASE_ANSWER_BYTES: u64 = 1 << 20;
+
 /// One gRPC message between client and node, either way.
 pub const MAX_CLIENT_MESSAGE_BYTES: usize = 16 << 20;
 /// One gRPC message between nodes.
@@ -199,8 +213,11 @@ pub const CLIENT_MAX_ADDRESSES: usize = 64;
 pub const CLIENT_CALL_DEADLINE_MS: u64 = 30_000;
 /// One try of a call that is safe to repeat waits so long before another node is asked.
 pub const CLIENT_TRY_MS: u64 = 2_500;
-/// One try of a wait; each longer wait is several.
-pub const CLIENT_WAIT_TRY_MS: u64 = 20_000;
+/// One try of a wait; each longer wait is several. Long, so that many idle waits cost nothing: a node
+/// that dies is noticed by its connection.
+pub const CLIENT_WAIT_TRY_MS: u64 = 300_000;
+/// Pause before a node that lags is asked again for the same page.
+pub const CLIENT_LIST_PAUSE_MS: u64 = 50;
 /// A connection is up after this, or another address is tried.
 pub const CLIENT_CONNECT_MS: u64 = 1_000;
 /// The first and the longest pause between tries.

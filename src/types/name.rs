@@ -1,5 +1,6 @@
 //! Queue names: `name` or `namespace/name`.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -51,6 +52,13 @@ impl QueueName {
 
     /// The canonical text.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Names compare as their texts do.
+impl Borrow<str> for QueueName {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

@@ -201,3 +201,63 @@ async fn bad_configuration_is_told_whole() {
     let open = ["serve", "--listen-client", "0.0.0.0:0", "--data-dir", &path(dir.path())];
     assert!(wharf("127.0.0.1:9", &open).await.fails(78).contains("--insecure"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verbs_that_list_and_destroy() {
+    let scene = Scene::new().await;
+    let addrs = &scene.cluster.addrs();
+    wharf(addrs, &["queue", "create", QUEUE]).await.ok();
+    let input = "1\n2\n3\n4\n5\n";
+    wharf_fed(addrs, &["submit", QUEUE, "--lines", "--id-prefix", "n"], input).await.ok();
+    wharf(addrs, &["submit", QUEUE, "--payload", "x", "--id", "red", "--kind", "red", "--label", "a=b"]).await.ok();
+
+    let ids = |list: &Value| -> Vec<String> {
+        let id = |package: &Value| package["id"].as_str().unwrap_or_default().to_owned();
+        list.as_array().into_iter().flatten().map(id).collect()
+    };
+    let all = wharf(addrs, &["list", QUEUE, "-o", "json"]).await.json();
+    assert_eq!(ids(&all), ["n-1", "n-2", "n-3", "n-4", "n-5", "red"]);
+    let few = wharf(addrs, &["list", QUEUE, "--limit", "2", "-o", "json"]).await;
+    assert_eq!(ids(&few.json()), ["n-1", "n-2"]);
+    assert!(few.err.contains("--limit 0"), "{}", few.err);
+    for filter in [["--kind", "red"], ["--label", "a=b"]] {
+        let found = wharf(addrs, &["list", QUEUE, filter[0], filter[1], "-o", "json"]).await.json();
+        assert_eq!(ids(&found), ["red"], "{filter:?}");
+    }
+    assert_eq!(wharf(addrs, &["list", QUEUE, "--state", "dead", "-o", "jsonl"]).await.ok(), "");
+    let lines = wharf(addrs, &["list", QUEUE, "--limit", "0", "-o", "jsonl"]).await;
+    assert_eq!(lines.ok().lines().count(), 6);
+    assert!(wharf(addrs, &["list", QUEUE]).await.ok().contains("READY"));
+    wharf(addrs, &["list", "no-queue"]).await.fails(4);
+
+    // Nothing is destroyed unasked where nobody can be asked.
+    let refused = wharf(addrs, &["purge", QUEUE, "--state", "ready"]).await;
+    assert!(refused.fails(2).contains("--yes") && refused.err.contains("6 packages"), "{}", refused.err);
+    assert!(wharf(addrs, &["cancel", QUEUE, "n-1", "n-2"]).await.fails(2).contains("--yes"));
+    assert!(wharf(addrs, &["queue", "delete", QUEUE, "--force"]).await.fails(2).contains("--yes"));
+    assert_eq!(wharf(addrs, &["purge", QUEUE, "--state", "ready", "--dry-run"]).await.ok(), "6");
+    assert!(wharf(addrs, &["queue", "delete", QUEUE, "--dry-run"]).await.err.contains("6 packages"));
+    let would = wharf(addrs, &["cancel", QUEUE, "n-1", "n-2", "--dry-run", "-o", "json"]).await.json();
+    assert_eq!(ids(&would), ["n-1", "n-2"]);
+
+    let cancelled = wharf(addrs, &["cancel", QUEUE, "n-1", "n-2", "--yes", "-o", "json"]).await.json();
+    assert_eq!(ids(&cancelled), ["n-1", "n-2"]);
+    wharf(addrs, &["cancel", QUEUE, "n-3"]).await.ok();
+    wharf(addrs, &["cancel", QUEUE, "n-3", "nobody", "--yes"]).await.fails(4);
+    assert_eq!(wharf(addrs, &["purge", QUEUE, "--state", "cancelled", "--yes"]).await.ok(), "3");
+    // There is nothing to ask about.
+    assert_eq!(wharf(addrs, &["purge", QUEUE, "--state", "dead"]).await.ok(), "0");
+    assert!(wharf(addrs, &["queue", "delete", QUEUE, "--yes"]).await.fails(1).contains("--force"));
+    wharf(addrs, &["queue", "delete", QUEUE, "--force", "--yes"]).await.ok();
+    wharf(addrs, &["queue", "show", QUEUE]).await.fails(4);
+
+    assert_eq!(wharf(addrs, &["worker", "list", "-o", "jsonl"]).await.ok(), "");
+    wharf(addrs, &["worker", "drain", "nobody"]).await.fails(4);
+    for verb in
+        [vec!["list"], vec!["purge"], vec!["cancel"], vec!["retry"], vec!["queue", "delete"], vec!["worker", "list"]]
+    {
+        let help = wharf(addrs, &[verb.clone(), vec!["--help"]].concat()).await;
+        assert!(help.ok().contains("Example"), "{verb:?}");
+    }
+    assert!(wharf(addrs, &["completion", "bash"]).await.ok().contains("_wharf"));
+}

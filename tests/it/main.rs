@@ -6,7 +6,9 @@
 //!
 //! `WHARF_RUNS=20` repeats the failover tests; they run three times by default.
 
+mod calls;
 mod cli;
+mod coordinator;
 mod crowd;
 mod cutoffs;
 mod ends;
@@ -14,6 +16,7 @@ mod failover;
 mod followers;
 mod harness;
 mod history;
+mod idle_waits;
 mod membership;
 mod pace;
 mod refusals;

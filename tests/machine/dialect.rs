@@ -49,11 +49,20 @@ pub struct Runner {
     /// The queue that `submit p1` means, set by `create` and `use`.
     queue: String,
     attach: u64,
+    /// Where the last list goes on, and where it ends.
+    list: Option<(u64, u64)>,
 }
 
 impl Runner {
     pub fn new() -> Self {
-        Self { stage: Stage::new(), workers: BTreeMap::new(), pending: Vec::new(), queue: String::new(), attach: 0 }
+        Self {
+            stage: Stage::new(),
+            workers: BTreeMap::new(),
+            pending: Vec::new(),
+            queue: String::new(),
+            attach: 0,
+            list: None,
+        }
     }
 
     /// Applies what is pending. `sent`: the leader lives to send the effects.

@@ -132,7 +132,8 @@ impl Run {
             55..58 => self.extend(),
             58..63 => self.release(),
             63..67 => Op::SetCredit(SetCredit { speaker: self.speaker(), max_in_flight: self.rng.random_range(0..8) }),
-            67..77 => self.hello(),
+            67..73 => self.hello(),
+            73..77 => self.lease_call(),
             77..81 => Op::DetachSession(DetachSession { speaker: self.speaker() }),
             81..82 => {
                 let (session, epoch) = self.addressee();
@@ -265,11 +266,13 @@ impl Run {
             by_ms,
             ..Extension::default()
         };
+        let speaker = speaker.filter(|_| self.rng.random_bool(0.8));
         Op::Extend(Extend { speaker, extensions: leases.into_iter().map(extension).collect() })
     }
 
     fn release(&mut self) -> Op {
         let (speaker, leases) = self.leases();
+        let speaker = speaker.filter(|_| self.rng.random_bool(0.8));
         Op::Release(Release { speaker, leases })
     }
 
@@ -314,7 +317,22 @@ impl Run {
             held,
             received_fence,
             attach: self.attach,
+            unary: false,
         })
+    }
+
+    /// A call for work, which may have lost answers behind it.
+    fn lease_call(&mut self) -> Op {
+        let mut op = match self.hello() {
+            Op::OpenSession(op) => op,
+            other => return other,
+        };
+        op.unary = true;
+        op.held.clear();
+        if self.rng.random_bool(0.1) {
+            op.received_fence = 0;
+        }
+        Op::OpenSession(op)
     }
 
     fn speaker(&mut self) -> Option<Speaker> {
@@ -422,7 +440,7 @@ fn the_same_seed_gives_the_same_state() {
 fn random_operations_reach_every_state_and_cause() {
     let mut states = std::collections::BTreeSet::new();
     let mut ends = [0_u64; 7];
-    for seed in 0..4 {
+    for seed in 0..SEEDS {
         let run = run(seed, STEPS);
         for queue in QUEUES {
             let view = run.stage.machine.queue(queue).expect("created at the start");

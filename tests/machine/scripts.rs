@@ -54,4 +54,5 @@ scripts! { stories:
     four_equal_workers fair_share priorities reclaim_slow_worker dead_letters dedup keep_finished
     expiry schedule sweeps match_debt rolling_drain worker_dies prefetch_order turns_of_queues
     paused_queue leader_dies_before_sending atomic_limits bytes_credit capped_queue max_run suspects lone_clock nothing_kept
+    lease_calls lease_calls_drain lease_calls_failover lists purge_exact
 }

@@ -168,13 +168,13 @@ async fn lists_show_queues_and_workers() {
     for name in ["team/a", "team/b", "other"] {
         node.create(name, v1::QueueSettings::default()).await.unwrap();
     }
-    let list = v1::ListQueuesRequest { prefix: "team/".into(), stale_ok: false };
+    let list = v1::ListQueuesRequest { prefix: "team/".into(), stale_ok: false, ..Default::default() };
     let found = node.queues.list_queues(list).await.unwrap().into_inner().queues;
     assert_eq!(found.iter().map(|queue| queue.name.as_str()).collect::<Vec<_>>(), ["team/a", "team/b"]);
     let mut worker = node.worker(hello("s", "team/a")).await;
     worker.welcome().await;
     let mut workers = async |queue: &str| {
-        let list = v1::ListWorkersRequest { queue: queue.into(), stale_ok: false };
+        let list = v1::ListWorkersRequest { queue: queue.into(), stale_ok: false, ..Default::default() };
         node.queues.list_workers(list).await.unwrap().into_inner().workers
     };
     assert_eq!(workers("team/a").await[0].worker, "worker of s");

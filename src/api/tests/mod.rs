@@ -1,6 +1,8 @@
 //! The API over real gRPC, on nodes within this process: logs in memory, sockets on loopback.
 
 mod across;
+mod calls;
+mod lists;
 mod past;
 mod refusals;
 mod watching;

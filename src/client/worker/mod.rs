@@ -23,3 +23,4 @@ mod settle;
 pub use builder::{Builder, Worker};
 pub use delivery::{Completion, Delivery, Failure};
 pub use event::{Event, Kind, Lease, Summary};
+pub(super) use settle::Settlement;

@@ -12,7 +12,7 @@ use crate::types::limits;
 
 /// A handler's answer, as it travels.
 #[derive(Clone, Debug)]
-pub(super) enum Settlement {
+pub(in crate::client) enum Settlement {
     Done(v1::Completion),
     Fail(v1::Failed),
     Release(v1::Held),
@@ -20,7 +20,11 @@ pub(super) enum Settlement {
 
 impl Settlement {
     pub fn new(lease: &Lease, result: Result<Completion, Failure>) -> Self {
-        let (queue, id, fence) = (lease.queue.to_string(), lease.id.to_string(), lease.fence);
+        Self::of(&lease.queue, &lease.id, lease.fence, result)
+    }
+
+    pub fn of(queue: &str, id: &str, fence: u64, result: Result<Completion, Failure>) -> Self {
+        let (queue, id) = (queue.to_owned(), id.to_owned());
         match result {
             Ok(completion) => Self::Done(v1::Completion {
                 queue,
@@ -32,7 +36,7 @@ impl Settlement {
             }),
             Err(failure) => {
                 let (permanent, retry_delay) = match failure.then {
-                    Then::Release => return Self::release(lease),
+                    Then::Release => return Self::Release(v1::Held { queue, id, fence }),
                     Then::Die => (true, None),
                     Then::Retry(delay) => (false, delay.map(duration)),
                 };

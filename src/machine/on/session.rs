@@ -1,10 +1,11 @@
 //! The commands of a session's life: Hello, break, drain, goodbye, credit.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::machine::command::{CloseSession, DetachSession, DrainSession, Heard, OpenSession, Reclaim, SetCredit};
 use crate::machine::effect::{Delivery, Effect, Verdict, VerdictKind};
-use crate::machine::index::{ClassKey, Timer};
+use crate::machine::index::ClassKey;
 use crate::machine::lease::Standing;
 use crate::machine::state::{QueueNo, Session, SessionNo, Settlement, Slot};
 use crate::machine::{Machine, Meta, Reject, Reply, Result};
@@ -14,6 +15,7 @@ impl Machine {
     pub(in crate::machine) fn on_open_session(&mut self, meta: Meta, op: &OpenSession) -> Result<Reply> {
         let key = self.check_hello(op)?;
         let known = self.index.session_by_id.get(op.session.as_str()).copied();
+        let ran_on = known.is_some_and(|number| self.state.sessions.at(number).unary);
         let number = match known {
             Some(number) => self.resume(number, key, meta, op),
             None => self.open(key, meta, op),
@@ -27,7 +29,14 @@ impl Machine {
             verdicts,
             session_grace_ms: self.state.cluster.session_grace_ms,
         });
-        self.reconcile(number, op);
+        if op.unary {
+            if !ran_on {
+                self.rehand(number);
+            }
+            self.readmit(number, op);
+        } else {
+            self.reconcile(number, op);
+        }
         self.tell_ended(number);
         if self.state.sessions.at(number).draining {
             self.now.effects.push(Effect::SessionDraining { session, epoch });
@@ -91,6 +100,7 @@ impl Machine {
             max_in_flight: 0,
             max_in_flight_bytes: 0,
             concurrency: 0,
+            unary: false,
             attached: 0,
             detached: None,
             draining: false,
@@ -153,10 +163,43 @@ impl Machine {
             self.return_free(slot, Cause::Released);
         }
         self.rehand(number);
-        if !unseen.is_empty() {
-            let deliveries: Vec<Delivery> = unseen.into_iter().map(|(_, slot)| self.delivery(slot)).collect();
+        self.resend(number, unseen.into_iter().map(|(_, slot)| slot).collect());
+    }
+
+    /// A call for work: what its caller never got is sent again with at least half a lease, and there is
+    /// credit for what else it wants. The rest of what it holds runs on.
+    fn readmit(&mut self, number: SessionNo, op: &OpenSession) {
+        let beyond = (Bound::Excluded(Fence(op.received_fence)), Bound::Unbounded);
+        let hold = self.index.held(number);
+        let unseen: Vec<Slot> = hold.leases.range(beyond).map(|(_, slot)| *slot).collect();
+        let unseen_bytes: u64 = unseen.iter().map(|slot| self.state.packages.at(*slot).bytes()).sum();
+        let (held, bytes) = (hold.leases.len() as u32, hold.bytes);
+        let session = self.state.sessions.at_mut(number);
+        let more = session.max_in_flight.saturating_sub(unseen.len() as u32);
+        session.max_in_flight = held.saturating_add(more).min(limits::MAX_IN_FLIGHT_CEILING);
+        let more = session.max_in_flight_bytes.saturating_sub(unseen_bytes);
+        session.max_in_flight_bytes = bytes.saturating_add(more);
+        for slot in &unseen {
+            self.take_in_hand(*slot, 2);
+        }
+        self.resend(number, unseen);
+    }
+
+    fn resend(&mut self, number: SessionNo, slots: Vec<Slot>) {
+        if !slots.is_empty() {
+            let deliveries: Vec<Delivery> = slots.into_iter().map(|slot| self.delivery(slot)).collect();
             let (session, epoch) = self.address(number);
             self.now.effects.push(Effect::Deliver { session, epoch, deliveries });
+        }
+    }
+
+    /// What was granted to a call and not given to its caller goes back, free.
+    fn give_back(&mut self, number: SessionNo) {
+        let beyond = (Bound::Excluded(self.state.sessions.at(number).received), Bound::Unbounded);
+        let slots: Vec<Slot> = self.index.held(number).leases.range(beyond).map(|(_, slot)| *slot).collect();
+        for slot in slots {
+            self.unhold(slot);
+            self.return_free(slot, Cause::Released);
         }
     }
 
@@ -174,14 +217,11 @@ impl Machine {
 
     pub(in crate::machine) fn on_detach_session(&mut self, op: &DetachSession) -> Result<Reply> {
         let number = self.hear(op.speaker.as_ref())?;
-        let now = self.state.ticks;
-        let session = self.state.sessions.at_mut(number);
-        if session.detached.is_none() {
-            session.detached = Some(now);
-            let due = now.plus(self.state.cluster.session_grace_ms);
-            self.index.timers.insert((due, Timer::Grace(number)));
-            self.state.bump();
-            self.refresh(number);
+        if self.state.sessions.at(number).detached.is_none() {
+            self.detach(number);
+        }
+        if self.state.sessions.at(number).unary {
+            self.give_back(number);
         }
         Ok(Reply::Done)
     }
@@ -251,7 +291,8 @@ fn introduce(session: &mut Session, key: ClassKey, meta: Meta, op: &OpenSession)
     session.labels = op.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
     session.max_in_flight = or(u64::from(op.max_in_flight), u64::from(limits::DEFAULT_MAX_IN_FLIGHT)) as u32;
     session.max_in_flight_bytes = or(op.max_in_flight_bytes, limits::DEFAULT_MAX_IN_FLIGHT_BYTES);
-    session.concurrency = op.concurrency;
+    session.concurrency = if op.unary { 0 } else { op.concurrency };
+    session.unary = op.unary;
     session.attached = meta.index;
     session.detached = None;
     session.silent = false;

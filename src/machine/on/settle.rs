@@ -1,5 +1,6 @@
 //! `Complete`, `Fail`, `Extend`, `Release`: how holders end and keep their leases. Complete and
-//! Fail stand on the fence alone; the others need the session's current epoch.
+//! Fail stand on the fence alone; so do the others if they name no speaker, else they need the
+//! session's current epoch.
 
 use std::sync::Arc;
 
@@ -98,13 +99,14 @@ impl Machine {
 
     pub(in crate::machine) fn on_extend(&mut self, op: &Extend) -> Result<Reply> {
         check_count("extensions", op.extensions.len())?;
-        let number = self.hear(op.speaker.as_ref())?;
+        let speaker = op.speaker.as_ref().map(|speaker| self.hear(Some(speaker))).transpose()?;
         let each = op.extensions.iter().enumerate();
-        Ok(Reply::Settled(each.map(|(place, extension)| self.extend(number, place, extension)).collect()))
+        Ok(Reply::Settled(each.map(|(place, extension)| self.extend(speaker, place, extension)).collect()))
     }
 
-    fn extend(&mut self, number: SessionNo, place: usize, op: &Extension) -> Result<()> {
-        let slot = self.own_lease(number, &op.queue, &op.id, op.fence)?;
+    fn extend(&mut self, speaker: Option<SessionNo>, place: usize, op: &Extension) -> Result<()> {
+        let slot = self.own_lease(speaker, &op.queue, &op.id, op.fence)?;
+        let number = self.state.packages.at(slot).session;
         if op.checkpoint.len() > limits::MAX_CHECKPOINT_BYTES {
             return Err(Reject::BadField {
                 field: format!("extensions[{place}].checkpoint"),
@@ -125,19 +127,23 @@ impl Machine {
 
     pub(in crate::machine) fn on_release(&mut self, op: &Release) -> Result<Reply> {
         check_count("held", op.leases.len())?;
-        self.hear(op.speaker.as_ref())?;
-        let session = op.speaker.as_ref().map(|speaker| speaker.session.as_str()).unwrap_or_default();
+        if let Some(speaker) = &op.speaker {
+            self.hear(Some(speaker))?;
+        }
+        let session = op.speaker.as_ref().map(|speaker| speaker.session.as_str());
         Ok(Reply::Settled(op.leases.iter().map(|lease| self.release(session, lease)).collect()))
     }
 
-    fn release(&mut self, session: &str, op: &Lease) -> Result<()> {
+    fn release(&mut self, session: Option<&str>, op: &Lease) -> Result<()> {
         // A draining session is gone with its last lease; a repeat must still be answered.
         let slot = match self.standing(&op.queue, &op.id, op.fence, Settlement::Released)? {
             Standing::Answered => return Ok(()),
             Standing::Current(slot) => slot,
         };
-        let number = self.session_no(session)?;
-        if self.state.packages.at(slot).session != number {
+        let number = self.state.packages.at(slot).session;
+        if let Some(session) = session
+            && self.session_no(session)? != number
+        {
             return Err(Reject::LeaseLost { current: self.state.packages.at(slot).fence });
         }
         self.unhold(slot);
@@ -150,10 +156,11 @@ impl Machine {
         Ok(())
     }
 
-    /// The session's own current lease.
-    fn own_lease(&self, number: SessionNo, queue: &str, id: &str, fence: u64) -> Result<Slot> {
+    /// The speaker's own current lease, or whoever's it is.
+    fn own_lease(&self, speaker: Option<SessionNo>, queue: &str, id: &str, fence: u64) -> Result<Slot> {
+        let own = |slot| speaker.is_none_or(|number| self.state.packages.at(slot).session == number);
         let current = match self.standing(queue, id, fence, Settlement::None)? {
-            Standing::Current(slot) if self.state.packages.at(slot).session == number => return Ok(slot),
+            Standing::Current(slot) if own(slot) => return Ok(slot),
             Standing::Current(slot) => self.state.packages.at(slot).fence,
             Standing::Answered => Fence(0),
         };

@@ -43,6 +43,15 @@ impl Ordered {
             .flat_map(|(key, chunk)| chunk.iter().map(move |(distance, slot)| (key + u64::from(*distance), *slot)))
     }
 
+    /// From this sequence on, whether it is there or not.
+    pub fn from(&self, seq: u64) -> impl Iterator<Item = (u64, u32)> {
+        let begin = self.chunks.range(..=seq).next_back().map_or(seq, |(key, _)| *key);
+        let chunks = self.chunks.range(begin..);
+        let entries = chunks
+            .flat_map(|(key, chunk)| chunk.iter().map(move |(distance, slot)| (key + u64::from(*distance), *slot)));
+        entries.skip_while(move |(at, _)| *at < seq)
+    }
+
     /// The sequence must not be there.
     pub fn insert(&mut self, seq: u64, slot: u32) {
         let Some((key, chunk)) = self.chunks.range_mut(..=seq).next_back() else {
@@ -136,6 +145,10 @@ mod tests {
         assert!(ordered.iter().eq(model.iter().map(|(seq, slot)| (*seq, *slot))));
         assert_eq!(ordered.first(), model.first_key_value().map(|(seq, slot)| (*seq, *slot)));
         assert_eq!(ordered.is_empty(), model.is_empty());
+        let places = model.keys().step_by(31).flat_map(|seq| [*seq, seq + 1]).chain([0, u64::MAX]);
+        for seq in places {
+            assert!(ordered.from(seq).take(90).eq(model.range(seq..).take(90).map(|(seq, slot)| (*seq, *slot))));
+        }
         let mut last = None;
         for (key, chunk) in &ordered.chunks {
             assert!((1..=CHUNK).contains(&chunk.len()));

@@ -60,6 +60,7 @@ impl Runner {
             "submit" => self.submit(args, &mut ids)?,
             "done" | "fail" | "extend" | "release" => self.settle(name, args, &mut ids)?,
             "hello" => self.hello(args)?,
+            "lease" => self.lease_call(args)?,
             "credit" => {
                 let session = args.word("session")?;
                 let max_in_flight = args.word("credit")?.parse()?;
@@ -158,7 +159,9 @@ impl Runner {
         let session = args.word("session")?;
         let leases = self.leases(&session, args.rest())?;
         ids.extend(leases.iter().map(|lease| lease.id.clone()));
-        let speaker = Some(self.speaker(&session, args)?);
+        let speaker = self.speaker(&session, args)?;
+        // Said by a single call, which has no stream.
+        let speaker = (!args.flag("alone")?).then_some(speaker);
         let parts = leases.into_iter();
         Ok(match name {
             "done" => {
@@ -241,11 +244,23 @@ impl Runner {
             held,
             received_fence,
             attach: self.attach,
+            unary: false,
             session: session.clone(),
         };
         let worker = self.workers.entry(session).or_default();
         worker.concurrency = op.concurrency as usize;
         worker.hello = op.clone();
+        Ok(Op::OpenSession(op))
+    }
+
+    /// A call for work, by a client without a stream.
+    fn lease_call(&mut self, args: &mut Args) -> Result<Op> {
+        let mut op = match self.hello(args)? {
+            Op::OpenSession(op) => op,
+            _ => return Err("a Hello is a Hello".into()),
+        };
+        op.unary = true;
+        op.concurrency = 0;
         Ok(Op::OpenSession(op))
     }
 

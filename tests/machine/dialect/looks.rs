@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use wharf::machine::Wanted;
+
 use super::{Result, Runner};
 use crate::build::{self, Args};
 use crate::render;
@@ -68,6 +70,29 @@ impl Runner {
             "held" => {
                 for name in args.rest() {
                     writeln!(out, "{name} holds {}", render::deliveries(&machine.held(&name)))?;
+                }
+            }
+            "list" => {
+                let queue = args.word("queue")?;
+                let wanted = Wanted {
+                    states: build::states(args.rest())?.into_iter().fold(0, |bits, state| bits | 1 << state),
+                    labels: args.labels(),
+                    kind: args.text("kind").unwrap_or_default(),
+                };
+                let most = args.number("most")?.unwrap_or(usize::MAX);
+                let looks = args.number("looks")?.unwrap_or(usize::MAX);
+                let (from, end) = match args.text("next") {
+                    Some(next) if next == "last" => self.list.ok_or("the list before has no more")?,
+                    _ => (0, machine.list_end()),
+                };
+                match machine.list(&queue, &wanted, from, end, looks, most) {
+                    Ok(listed) => {
+                        let ids: Vec<&str> = listed.packages.iter().map(|view| &*view.id).collect();
+                        let more = if listed.next.is_some() { "more" } else { "no more" };
+                        writeln!(out, "{}; {more}", if ids.is_empty() { "none".into() } else { ids.join(" ") })?;
+                        self.list = listed.next.map(|next| (next, end));
+                    }
+                    Err(reject) => writeln!(out, "refused: {}", render::reject(&reject))?,
                 }
             }
             "purgeable" => {

@@ -8,14 +8,8 @@ use super::{Check, Due, Key, Model, Package, ensure};
 impl Model {
     pub(super) fn tick(&mut self, machine: &Machine) -> Check {
         let (ticks, wall) = (self.ticks, self.wall);
-        // Graces.
-        let over: Vec<String> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.detached.is_some_and(|(since, grace)| ticks >= since + grace))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in over {
+        // Graces. What is held without a stream outlives them, and its end is told apart below.
+        for name in self.over(false) {
             let free = self.sessions[&name].by_failover;
             self.close(&name, !free, machine)?;
         }
@@ -26,7 +20,7 @@ impl Model {
             .filter(|(_, package)| package.deadline.is_some_and(|deadline| ticks >= deadline))
             .filter(|(_, package)| {
                 let holder = package.holder.as_ref().and_then(|name| self.sessions.get(name));
-                holder.is_some_and(|session| session.detached.is_none())
+                holder.is_some_and(|session| session.unary || session.detached.is_none())
             })
             .map(|(key, _)| key.clone())
             .collect();
@@ -39,13 +33,28 @@ impl Model {
                 self.take_away(&key, Some(Cause::Reclaimed));
                 self.back(&key);
             }
-            if let Some(session) = self.sessions.get_mut(&holder) {
-                session.silent = true;
+            let fence = self.packages[&key].fence;
+            let session = self.sessions.get_mut(&holder).expect("it holds a package");
+            session.silent = !session.unary;
+            if session.unary && fence > session.received {
+                // Nobody ever got it.
+                self.take_away(&key, Some(Cause::Released));
+                self.back(&key);
+                continue;
             }
             self.take_away(&key, Some(Cause::TimedOut));
             self.charge(&key, false, None, machine)?;
         }
         self.close_the_drained();
+        for name in self.over(true) {
+            let session = self.sessions.get_mut(&name).expect("just looked at");
+            if session.leases.is_empty() {
+                self.sessions.remove(&name);
+            } else if session.by_failover {
+                session.detached = Some((ticks, self.session_grace));
+                session.by_failover = false;
+            }
+        }
         // What is due, and what is over.
         for package in self.packages.values_mut().filter(|package| package.gone.is_none()) {
             let due = match package.due {
@@ -77,6 +86,14 @@ impl Model {
         }
         self.forget_tombstones();
         Ok(())
+    }
+
+    /// Sessions whose grace is over.
+    fn over(&self, unary: bool) -> Vec<String> {
+        let over = self.sessions.iter().filter(|(_, session)| {
+            session.unary == unary && session.detached.is_some_and(|(since, grace)| self.ticks >= since + grace)
+        });
+        over.map(|(name, _)| name.clone()).collect()
     }
 
     /// Ids whose window is over are new again, at that very tick.
@@ -209,6 +226,12 @@ impl Model {
     }
 
     pub(super) fn finish(&mut self, key: &Key, state: State) {
+        self.end(key, state);
+        self.trim(&key.0);
+    }
+
+    /// Finished, and nobody else goes for it.
+    pub(super) fn end(&mut self, key: &Key, state: State) {
         let ticks = self.ticks;
         let package = self.package(key);
         package.state = state;
@@ -222,13 +245,16 @@ impl Model {
             State::Expired => queue.expired += 1,
             _ => {}
         }
-        let keep = queue.settings.keep_finished_count.unwrap_or(u64::MAX);
         self.finished_now.insert(key.clone());
+    }
+
+    fn trim(&mut self, queue: &str) {
+        let (ticks, keep) = (self.ticks, self.queues[queue].settings.keep_finished_count.unwrap_or(u64::MAX));
         // By count: the first finished go first.
         let mut kept: Vec<(u64, u64, Key)> = self
             .packages
             .iter()
-            .filter(|(other, package)| other.0 == key.0 && package.leaves())
+            .filter(|(other, package)| other.0 == queue && package.leaves())
             .map(|(other, package)| (package.finish, package.place, other.clone()))
             .collect();
         kept.sort();

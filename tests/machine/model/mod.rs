@@ -86,6 +86,8 @@ pub struct Session {
     pub detached: Option<(u64, u64)>,
     /// Detached by a change of leader: free of charge.
     pub by_failover: bool,
+    /// Works by single calls: what it holds runs on without a stream.
+    pub unary: bool,
     /// Fence to package, so oldest first.
     pub leases: BTreeMap<u64, Key>,
 }
@@ -180,19 +182,31 @@ impl Model {
                 Ok(())
             }
             Op::Extend(op) => {
-                let Some(current) = self.speaks(op.speaker.as_ref(), result)? else { return Ok(()) };
-                let session = current;
+                // A call names no speaker, and means whoever holds it.
+                let session = match &op.speaker {
+                    None => None,
+                    speaker => match self.speaks(speaker.as_ref(), result)? {
+                        Some(session) => Some(session),
+                        None => return Ok(()),
+                    },
+                };
                 for (part, answer) in op.extensions.iter().zip(settled(result)?) {
                     let key = (part.queue.clone(), part.id.clone());
-                    let expected = self.extend(&session, &key, part.fence, part.by_ms);
+                    let expected = self.extend(session.as_deref(), &key, part.fence, part.by_ms);
                     expect(&key, &expected, answer)?;
                 }
                 Ok(())
             }
             Op::Release(op) => {
-                let Some(session) = self.speaks(op.speaker.as_ref(), result)? else { return Ok(()) };
+                let session = match &op.speaker {
+                    None => None,
+                    speaker => match self.speaks(speaker.as_ref(), result)? {
+                        Some(session) => Some(session),
+                        None => return Ok(()),
+                    },
+                };
                 let parts = op.leases.iter().map(|part| (&part.queue, &part.id, part.fence));
-                self.settle(parts, result, |model, key, fence| model.release(&session, key, fence))
+                self.settle(parts, result, |model, key, fence| model.release(session.as_deref(), key, fence))
             }
             Op::SetCredit(op) => {
                 let Some(session) = self.speaks(op.speaker.as_ref(), result)? else { return Ok(()) };
@@ -211,8 +225,10 @@ impl Model {
             Op::DetachSession(op) => {
                 let Some(name) = self.speaks(op.speaker.as_ref(), result)? else { return Ok(()) };
                 let since = (self.ticks, self.session_grace);
-                if let Some(session) = self.sessions.get_mut(&name) {
-                    session.detached.get_or_insert(since);
+                let Some(session) = self.sessions.get_mut(&name) else { return Ok(()) };
+                session.detached.get_or_insert(since);
+                if session.unary {
+                    self.give_back(&name);
                 }
                 Ok(())
             }

@@ -116,13 +116,19 @@ impl Model {
         Ok(vec!["ok"])
     }
 
-    pub(super) fn extend(&mut self, session: &str, key: &Key, fence: u64, by: Option<u64>) -> Vec<&'static str> {
+    pub(super) fn extend(
+        &mut self,
+        session: Option<&str>,
+        key: &Key,
+        fence: u64,
+        by: Option<u64>,
+    ) -> Vec<&'static str> {
         // A lease that was completed cannot be extended, so no answer is recorded.
         let refusal = self.without_lease(key, fence, How::Extended);
         if !refusal.is_empty() {
             return refusal;
         }
-        if self.packages[key].holder.as_deref() != Some(session) {
+        if session.is_some() && self.packages[key].holder.as_deref() != session {
             return vec!["LeaseLost"];
         }
         let lease = self.lease_ms(&key.0);
@@ -133,19 +139,20 @@ impl Model {
         vec!["ok"]
     }
 
-    pub(super) fn release(&mut self, session: &str, key: &Key, fence: u64) -> Vec<&'static str> {
+    pub(super) fn release(&mut self, session: Option<&str>, key: &Key, fence: u64) -> Vec<&'static str> {
         let refusal = self.without_lease(key, fence, How::Released);
         if !refusal.is_empty() {
             return refusal;
         }
-        if self.packages[key].holder.as_deref() != Some(session) {
+        let holder = self.packages[key].holder.clone();
+        if session.is_some() && holder.as_deref() != session {
             // A drained session is gone with the last lease that this very message gave back.
             return vec!["LeaseLost", "SessionNotFound"];
         }
         self.unlease(key, Some(Cause::Released));
         self.package(key).settled = Some((fence, How::Released));
         self.back(key);
-        if let Some(session) = self.sessions.get_mut(session) {
+        if let Some(session) = holder.and_then(|holder| self.sessions.get_mut(&holder)) {
             session.withheld += 1;
         }
         self.close_the_drained();
@@ -220,7 +227,7 @@ impl Model {
         for key in keys {
             // What still waited ends first, so that whoever waits for it is told.
             if !self.packages[&key].state.is_finished() {
-                self.finish(&key, State::Cancelled);
+                self.end(&key, State::Cancelled);
             }
             self.package(&key).gone = Some(ticks);
         }
@@ -241,18 +248,26 @@ impl Model {
             silent: false,
             detached: None,
             by_failover: false,
+            unary: false,
             leases: BTreeMap::new(),
         });
+        let ran_on = session.unary;
         session.epoch += 1;
         session.queues.clone_from(&op.queues);
         session.kinds.clone_from(&op.kinds);
         session.max = op.max_in_flight;
-        session.concurrency = op.concurrency as usize;
+        session.concurrency = if op.unary { 0 } else { op.concurrency as usize };
+        session.unary = op.unary;
         session.received = session.received.max(op.received_fence);
         session.silent = false;
         session.withheld = 0;
         session.detached = None;
         session.by_failover = false;
+        if op.unary {
+            self.readmit(op, ran_on);
+            self.close_the_drained();
+            return Ok(());
+        }
         let received = session.received;
         let concurrency = session.concurrency;
         let listed = |fence: &u64| op.held.iter().any(|lease| lease.fence == *fence);
@@ -286,6 +301,37 @@ impl Model {
         Ok(())
     }
 
+    /// A call for work: what never came is sent again, with credit for what else it wants.
+    fn readmit(&mut self, op: &OpenSession, ran_on: bool) {
+        let now = self.ticks;
+        let session = self.sessions.get_mut(&op.session).expect("just opened");
+        let leases: Vec<(u64, Key)> = session.leases.iter().map(|(fence, key)| (*fence, key.clone())).collect();
+        let unseen = leases.iter().filter(|(fence, _)| *fence > op.received_fence).count() as u32;
+        session.max = (leases.len() as u32 + op.max_in_flight.saturating_sub(unseen)).min(1_000);
+        for (fence, key) in leases {
+            let lease = self.lease_ms(&key.0);
+            let package = self.package(&key);
+            let half = package.deadline.unwrap_or(0).max(now + lease / 2);
+            if fence > op.received_fence {
+                package.deadline = Some(if package.deadline.is_some() { half } else { now + lease });
+                self.unreceived.insert(fence);
+            } else if !ran_on {
+                package.deadline = Some(if package.deadline.is_some() { half } else { now + lease });
+            }
+        }
+    }
+
+    /// What was granted to a call and not given to its caller goes back.
+    pub(super) fn give_back(&mut self, name: &str) {
+        let session = &self.sessions[name];
+        let beyond: Vec<Key> =
+            session.leases.iter().filter(|(fence, _)| **fence > session.received).map(|(_, key)| key.clone()).collect();
+        for key in beyond {
+            self.unlease(&key, Some(Cause::Released));
+            self.back(&key);
+        }
+    }
+
     /// Ends a session. `lost`: its worker died, as far as one can tell.
     pub(super) fn close(&mut self, name: &str, lost: bool, machine: &Machine) -> Check {
         let Some(session) = self.sessions.get(name).cloned() else { return Ok(()) };
@@ -310,8 +356,9 @@ impl Model {
         Ok(())
     }
 
-    /// Draining sessions without leases are gone.
+    /// Draining sessions without leases are gone; who works by calls hears of it by the next one.
     pub(super) fn close_the_drained(&mut self) {
-        self.sessions.retain(|_, session| !(session.draining && session.leases.is_empty()));
+        let waits = |session: &Session| session.unary && session.detached.is_some();
+        self.sessions.retain(|_, session| !session.draining || !session.leases.is_empty() || waits(session));
     }
 }
