@@ -19,7 +19,9 @@ Examples:
   wharf serve --node 1 --data-dir ./1 --cluster-node 1=127.0.0.1:7412 --cluster-node 2=127.0.0.1:7422 …
 
 Precedence: flag, environment (WHARF_LISTEN_CLIENT for listen.client), file, default.
-SIGTERM drains: leadership moves, streams finish, the log is flushed. A second one exits at once.")]
+SIGTERM drains: leadership moves, streams finish, the log is flushed. A second one exits at once.
+SIGHUP reads log.level anew, from the same file and flags; if anything is wrong with them, it says so
+and changes nothing. All else takes a restart.")]
 pub struct Serve {
     #[command(flatten)]
     node: NodeFlags,
@@ -46,7 +48,7 @@ enum ConfigVerbs {
     },
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 struct NodeFlags {
     /// The file; without it /etc/wharf/wharf.toml is read if it is there.
     #[arg(long, env = "WHARF_CONFIG", value_name = "FILE")]
@@ -98,8 +100,9 @@ enum LogFormat {
 impl Serve {
     pub async fn run(self) -> anyhow::Result<Exit> {
         let config = self.node.load()?;
-        telemetry::init(&config.log.level, config.log.format == crate::config::LogFormat::Json)?;
-        node::run(config).await?;
+        let level = telemetry::init(&config.log.level, config.log.format == crate::config::LogFormat::Json)?;
+        let flags = self.node;
+        node::run(config, level, move || flags.load()).await?;
         Ok(Exit::Ok)
     }
 }
@@ -118,9 +121,8 @@ impl ConfigVerb {
 }
 
 impl NodeFlags {
-    fn load(self) -> Result<Config, crate::config::Error> {
-        let file = self.config.clone();
-        Config::load(file.as_deref(), self.flags())
+    fn load(&self) -> Result<Config, crate::config::Error> {
+        Config::load(self.config.as_deref(), self.clone().flags())
     }
 
     fn flags(self) -> Flags {
