@@ -12,11 +12,13 @@ mod cutoffs;
 mod ends;
 mod failover;
 mod followers;
+mod full_disk;
 mod harness;
 mod pace;
 mod refusals;
 mod restarts;
 mod retries;
+mod signals;
 mod watch;
 mod workers;
 
