@@ -12,6 +12,7 @@ mod cluster;
 mod convert;
 mod forward;
 mod health;
+mod oversize;
 mod package;
 mod queue;
 mod rates;
@@ -104,6 +105,7 @@ impl Api {
             .add_service(limited!(WorkerServiceServer))
             .add_service(limited!(QueueServiceServer))
             .add_service(limited!(ClusterServiceServer));
+        let routes = oversize::named(routes);
         match mode {
             Mode::Client => health::mount(routes, &self.core.health),
             Mode::Peer => routes,
