@@ -58,6 +58,7 @@ const PACES: &[(&str, &[&str])] = &[
         &[
             "RECALL_EVERY_MS",
             "LOG_RETRY_MS",
+            "WATCH_BOOKMARK_MS",
             "CLIENT_PING_EVERY_MS",
             "CLIENT_RESEND_MS",
             "BOOTSTRAP_RETRY_MS",
@@ -73,6 +74,7 @@ const PACES: &[(&str, &[&str])] = &[
             "PEER_KEEPALIVE_TIMEOUT_MS",
             "PEER_ANSWER_MS",
             "CLIENT_SILENCE_MS",
+            "CLIENT_WATCH_SILENCE_MS",
         ],
     ),
     (

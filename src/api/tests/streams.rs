@@ -11,10 +11,11 @@ use tonic::codec::Codec;
 use tonic_prost::ProstCodec;
 
 use super::super::status::reason;
-use super::super::submit;
 use super::super::worker::{HEARD, Live, Writer, serve};
+use super::super::{submit, watch};
 use super::*;
 use crate::dispatch::Message;
+use crate::raft::changes::Bounds;
 use crate::raft::handle::{ProposeError, Sink};
 use crate::types::limits;
 
@@ -137,4 +138,42 @@ async fn a_sign_of_life_is_said_again_if_it_may_not_have_reached_the_state() {
     let outcome = crate::machine::Outcome { revision: Default::default(), result: Ok(crate::machine::Reply::Done) };
     live.answer(HEARD, Ok(outcome));
     assert!(!live.stream.sign_of_life_matters(), "the state knows");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_takes_nothing_has_so_many_events_on_their_way_and_is_cut_off_once_far_behind() {
+    const MOST: usize = limits::WATCH_QUEUE;
+    let mut node = single().await;
+    node.create("jobs", v1::QueueSettings::default()).await.unwrap();
+    node.raft.changes().bound(Bounds { count: 2 * MOST, bytes: usize::MAX });
+    let request = v1::WatchRequest { queue: "jobs".into(), ..Default::default() };
+    let Ok(events) = watch::serve(&node.api.core, request) else { panic!("it may watch") };
+    let began = Instant::now();
+    for n in 0..2 {
+        let packages = (0..MOST).map(|at| package("jobs", &format!("p{n}-{at}"))).collect();
+        node.submit(packages).await.unwrap();
+    }
+    eventually("it is cut off", async || node.raft.changes().readers() == 0).await;
+    assert!(began.elapsed() >= Duration::from_millis(limits::WATCH_STALL_MS), "{:?}", began.elapsed());
+    let mut told: Vec<_> = events.into_inner().collect().await;
+    let status = told.pop().expect("a last word").unwrap_err();
+    assert_eq!(reason(&status).as_deref(), Some("READER_TOO_SLOW"), "{status:?}");
+    assert!(told.len() == MOST && told.iter().all(Result::is_ok), "what was on its way comes: {}", told.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_hears_nothing_of_many_changes_is_told_how_far_it_is() {
+    let mut node = single().await;
+    node.create("jobs", v1::QueueSettings::default()).await.unwrap();
+    let request = v1::WatchRequest { queue: "jobs".into(), id_prefix: "none".into(), ..Default::default() };
+    let Ok(events) = watch::serve(&node.api.core, request) else { panic!("it may watch") };
+    let mut events = events.into_inner();
+    let begin = timeout(WAIT, events.next()).await.unwrap().unwrap().unwrap().revision;
+    for n in 0..=limits::WATCH_BOOKMARK_AFTER / 1000 {
+        let packages = (0..1000).map(|at| package("jobs", &format!("p{n}-{at}"))).collect();
+        node.submit(packages).await.unwrap();
+    }
+    let told = timeout(WAIT, events.next()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(told.update, Some(v1::watch_response::Update::Bookmark(_))), "{told:?}");
+    assert!(told.revision >= begin + limits::WATCH_BOOKMARK_AFTER, "{} after {begin}", told.revision);
 }
