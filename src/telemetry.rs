@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::reload;
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,8 @@ pub enum Error {
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("logging is set up already")]
     Twice,
+    #[error("logging is gone")]
+    Gone,
 }
 
 /// openraft tells each try to reach a dead peer, and its whole state at the start; what matters of it
@@ -22,18 +25,40 @@ pub enum Error {
 const QUIET: &str = "openraft=error";
 
 /// Sends the process's logs to standard error: those of `level` (`info`, or by module
-/// `info,wharf::raft=debug`), as JSON lines or as text. Once a process.
-pub fn init(level: &str, json: bool) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{level}"))?;
+/// `info,wharf::raft=debug`), as JSON lines or as text. Once a process; the level may change later.
+pub fn init(level: &str, json: bool) -> Result<Level, Error> {
+    let filter = filter(level)?;
     let stderr = std::io::stderr;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
         .with_span_events(FmtSpan::NONE)
         .with_ansi(stderr().is_terminal());
-    let set =
-        if json { builder.json().flatten_event(true).with_current_span(false).try_init() } else { builder.try_init() };
-    set.map_err(|_| Error::Twice)
+    if json {
+        let builder = builder.json().flatten_event(true).with_current_span(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.try_init().map_err(|_| Error::Twice)?;
+        Ok(Level(Box::new(move |filter| handle.reload(filter))))
+    } else {
+        let builder = builder.with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.try_init().map_err(|_| Error::Twice)?;
+        Ok(Level(Box::new(move |filter| handle.reload(filter))))
+    }
+}
+
+/// The level of a process's logs, to be changed while it runs.
+pub struct Level(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl Level {
+    /// Logs from now on are those of `level`. On an error nothing has changed.
+    pub fn set(&self, level: &str) -> Result<(), Error> {
+        (self.0)(filter(level)?).map_err(|_| Error::Gone)
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, Error> {
+    Ok(EnvFilter::try_new(format!("{QUIET},{level}"))?)
 }
 
 /// Names of log fields: `info!({ field::NODE } = id, "ready")`.

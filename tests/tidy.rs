@@ -1,7 +1,7 @@
 //! The house rules that a program can check: who imports whom, the purity of the machine, file
 //! sizes, leftovers, and that every command has its script.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -65,11 +65,90 @@ const IMPURE: &[&str] = &[
 
 const LEFTOVERS: &[&str] = &["todo!(", "unimplemented!(", "dbg!(", "FIXME", "XXX", "#[ignore"];
 
+/// Numbers of `types/limits.rs` that bound nothing which a test could hit by itself, each with why.
+const PACES: &[(&str, &[&str])] = &[
+    (
+        "how often something is looked at or said: what it leads to has its tests",
+        &[
+            "RECALL_EVERY_MS",
+            "LOG_RETRY_MS",
+            "WATCH_BOOKMARK_MS",
+            "CLIENT_PING_EVERY_MS",
+            "CLIENT_RESEND_MS",
+            "BOOTSTRAP_RETRY_MS",
+            "FAILOVER_STAGGER_MS",
+        ],
+    ),
+    (
+        "how long a dead connection may look alive: the tests that cut links and freeze nodes see it noticed",
+        &[
+            "KEEPALIVE_EVERY_MS",
+            "KEEPALIVE_ANSWER_MS",
+            "PEER_KEEPALIVE_MS",
+            "PEER_KEEPALIVE_TIMEOUT_MS",
+            "PEER_ANSWER_MS",
+            "CLIENT_SILENCE_MS",
+            "CLIENT_WATCH_SILENCE_MS",
+        ],
+    ),
+    (
+        "how long one try takes before the next: the tests that kill and freeze nodes see the next one",
+        &[
+            "CLIENT_TRY_MS",
+            "CLIENT_WAIT_TRY_MS",
+            "CLIENT_CONNECT_MS",
+            "CLIENT_WELCOME_MS",
+            "CLIENT_AVOID_SEED_MS",
+            "PEER_CONNECT_MS",
+            "PROBE_MS",
+            "FAILOVER_EVERY_MS",
+            "FAILOVER_ASK_MS",
+            "FAILOVER_TRY_MS",
+            "FAILOVER_VOTE_MS",
+        ],
+    ),
+    (
+        "defaults of the SDK that minutes pass in: tests set shorter ones, and hit those",
+        &["CLIENT_ATTACH_MS", "CLIENT_REATTACH_MS", "CLIENT_CANCEL_GRACE_MS", "CLIENT_DRAIN_MS", "CLIENT_GOODBYE_MS"],
+    ),
+    (
+        "how long an end in good order waits for others; tests see the end",
+        &["SHUTDOWN_TRANSFER_MS", "SHUTDOWN_CALLS_MS", "QUORUM_LOST_MS", "SNAPSHOT_TRANSFER_MS"],
+    ),
+    (
+        "windows and frames: past them the transport waits, which nobody sees",
+        &[
+            "CLIENT_STREAM_WINDOW_BYTES",
+            "CLIENT_CONNECTION_WINDOW_BYTES",
+            "CLIENT_STREAM_QUEUE",
+            "PEER_STREAM_WINDOW_BYTES",
+            "PEER_CONNECTION_WINDOW_BYTES",
+            "PEER_FRAME_BYTES",
+            "SNAPSHOT_CHUNK_BYTES",
+        ],
+    ),
+];
+
 struct Source {
     path: PathBuf,
     text: String,
     /// The text without its test module and comments.
     code: String,
+}
+
+impl Source {
+    fn is_test(&self) -> bool {
+        let path = relative(&self.path);
+        path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("tests.rs")
+    }
+
+    /// What of it is tests.
+    fn tests(&self) -> &str {
+        match self.is_test() {
+            true => &self.text,
+            false => self.text.split_once("#[cfg(test)]\nmod tests {").map_or("", |(_, tests)| tests),
+        }
+    }
 }
 
 fn root() -> &'static Path {
@@ -144,8 +223,7 @@ fn modules_import_only_what_the_table_allows() {
     for source in sources("src") {
         let path = relative(&source.path);
         let module = path.trim_start_matches("src/").split(['/', '.']).next().unwrap_or_default().to_owned();
-        let is_test = path.ends_with("/tests.rs") || path.contains("/tests/");
-        if module == "lib" || module == "main" || is_test {
+        if module == "lib" || module == "main" || source.is_test() {
             continue;
         }
         let Some(allowed) = table.get(module.as_str()) else {
@@ -243,6 +321,30 @@ fn every_channel_is_bounded() {
             }
         }
     }
+    report(problems);
+}
+
+#[test]
+fn every_limit_is_hit_by_a_test() {
+    let limits = fs::read_to_string(root().join("src/types/limits.rs")).expect("the limits are there");
+    let name = |line: &str| Some(line.strip_prefix("pub const ")?.split(':').next()?.to_owned());
+    let names: Vec<_> = limits.lines().filter_map(name).collect();
+    assert!(names.len() > 100, "the list of limits was not understood");
+    let paces: Vec<_> = PACES.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+    let sources: Vec<_> = sources("src").into_iter().chain(sources("tests")).collect();
+    let tests: Vec<_> = sources.iter().filter(|source| !source.path.ends_with("tidy.rs")).map(Source::tests).collect();
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let named: BTreeSet<&str> = tests.iter().flat_map(|text| text.split(|c| !word(c))).collect();
+    let mut problems = Vec::new();
+    for name in &names {
+        match (named.contains(name.as_str()), paces.contains(&name.as_str())) {
+            (false, false) => problems.push(format!("{name}: no test names it; hit it, and read what it answers")),
+            (true, true) => problems.push(format!("{name}: a test names it, so it is no mere pace")),
+            _ => {}
+        }
+    }
+    let gone = paces.into_iter().filter(|pace| !names.iter().any(|name| name == pace));
+    problems.extend(gone.map(|pace| format!("{pace} is no limit any more")));
     report(problems);
 }
 

@@ -118,5 +118,9 @@ mod tests {
         assert_eq!(call.left(), Duration::from_millis(90));
         assert_eq!(call.waits_until(), Some(call.ends()));
         assert_eq!(call.leader_wait_ends(), call.ends());
+        metadata.insert(GRPC_TIMEOUT, "1H".parse().unwrap());
+        let call = Call::new(&metadata, Mode::Client);
+        let wait = call.leader_wait_ends() - Instant::now();
+        assert_eq!(wait, Duration::from_millis(limits::LEADER_WAIT_MS), "a leader is not waited for as long");
     }
 }

@@ -7,6 +7,8 @@
 //! for one within its deadline, but not on a node that belongs to no cluster.
 
 use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
 use http::uri::PathAndQuery;
@@ -19,6 +21,7 @@ use tonic_prost::ProstCodec;
 
 use super::authorize::{Action, authorize};
 use super::call::{Call, HOP};
+use super::oversize::is_oversize;
 use super::status::{self, Refusal};
 use super::{Api, BoxStream, Core};
 use crate::raft::handle::{ProposeError, Standing};
@@ -185,14 +188,24 @@ impl Api {
     {
         let mut grpc = client(channel);
         grpc.ready().await.map_err(|_| Status::from(Refusal::from(ProposeError::NotLeader { leader: None })))?;
-        // A client that broke ends the leader's stream too.
-        let inbound =
-            inbound.take_while(|item| futures::future::ready(item.is_ok())).filter_map(async |item| item.ok());
+        // A client that broke ends the leader's stream too. What it sent too large it is told here.
+        let oversize = Arc::new(AtomicBool::new(false));
+        let noted = Arc::clone(&oversize);
+        let inbound = inbound
+            .take_while(move |item| {
+                if item.as_ref().is_err_and(is_oversize) {
+                    noted.store(true, Ordering::Relaxed);
+                }
+                futures::future::ready(item.is_ok())
+            })
+            .filter_map(async |item| item.ok());
         let answers = grpc
             .streaming(onward(call, inbound), PathAndQuery::from_static(path), ProstCodec::<Q, A>::default())
             .await
             .map_err(stream_status)?;
-        Ok(Response::new(Box::pin(answers.into_inner().map(|item| item.map_err(stream_status)))))
+        let last = async move { oversize.load(Ordering::Relaxed).then(|| Err(Refusal::Oversize.into())) };
+        let last = futures::stream::once(last).filter_map(futures::future::ready);
+        Ok(Response::new(Box::pin(answers.into_inner().map(|item| item.map_err(stream_status)).chain(last))))
     }
 }
 

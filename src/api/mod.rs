@@ -16,6 +16,7 @@ mod history;
 mod lease;
 mod list;
 mod members;
+mod oversize;
 mod package;
 mod page;
 mod queue;
@@ -112,6 +113,7 @@ impl Api {
             .add_service(limited!(WorkerServiceServer))
             .add_service(limited!(QueueServiceServer))
             .add_service(limited!(ClusterServiceServer));
+        let routes = oversize::named(routes);
         match mode {
             Mode::Client => health::mount(routes, &self.core.health),
             Mode::Peer => routes,

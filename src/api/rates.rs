@@ -64,8 +64,12 @@ mod tests {
     use super::*;
 
     fn view(submitted: u64, completed: u64) -> QueueView {
+        of_queue("q", submitted, completed)
+    }
+
+    fn of_queue(name: &str, submitted: u64, completed: u64) -> QueueView {
         QueueView {
-            name: QueueName::parse("q").unwrap(),
+            name: QueueName::parse(name).unwrap(),
             settings: Default::default(),
             paused: false,
             sealed: false,
@@ -100,5 +104,18 @@ mod tests {
         assert!((completed - 5.0).abs() < 0.5, "{completed}");
         rates.sample(&[], Instant::now());
         assert_eq!(rates.of(&view(5000, 0), Instant::now()), (0.0, 0.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_queues_are_tracked_than_may_be() {
+        const MOST: usize = limits::MAX_RATED_QUEUES;
+        let rates = Rates::default();
+        let views = |total| (0..=MOST).map(|n| of_queue(&format!("q{n}"), total, total)).collect::<Vec<_>>();
+        rates.sample(&views(0), Instant::now());
+        tokio::time::advance(SAMPLE_EVERY).await;
+        let now = views(100);
+        assert_eq!(rates.queues.lock().len(), MOST);
+        assert_eq!(rates.of(&now[MOST - 1], Instant::now()), (100.0, 100.0));
+        assert_eq!(rates.of(&now[MOST], Instant::now()), (0.0, 0.0));
     }
 }

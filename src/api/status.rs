@@ -55,6 +55,8 @@ pub enum Refusal {
     Silent,
     /// The reader of a stream is too slow.
     Lagging,
+    /// A message is larger than a node takes.
+    Oversize,
     /// The hop to the leader died while it had the call.
     HopLost,
     Transfer(TransferError),
@@ -259,6 +261,15 @@ fn parts(refusal: &Refusal) -> Parts {
             "the stream's reader is too slow and was cut off. Read faster or hold less, and connect again with what is held",
         )
         .quota("stream"),
+        Refusal::Oversize => Parts::new(
+            Code::InvalidArgument,
+            "MESSAGE_TOO_LARGE",
+            format!(
+                "a message may have {} bytes. Send fewer packages or settlements at once",
+                limits::MAX_CLIENT_MESSAGE_BYTES
+            ),
+        )
+        .meta("limit_bytes", limits::MAX_CLIENT_MESSAGE_BYTES),
         Refusal::HopLost => Parts::new(
             Code::Unavailable,
             "OUTCOME_UNKNOWN",

@@ -15,6 +15,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::call::Call;
 use super::forward::Rpc;
+use super::oversize::is_oversize;
 use super::status::{self, Refusal};
 use super::validate::{At, Problems};
 use super::{BoxStream, Core, authorize::Action, convert};
@@ -127,15 +128,21 @@ async fn read(core: Arc<Core>, mut inbound: Streaming<v1::SubmitStreamRequest>, 
     let places = Arc::new(Semaphore::new(limits::MAX_SUBMITS_IN_FLIGHT_A_STREAM));
     let mut token = 0;
     let mut standing = core.raft.standing();
-    let lost = loop {
+    let ending = loop {
         let next = tokio::select! {
             biased;
             () = pending.outbound.closed() => return,
-            led = standing.wait_for(|standing| standing.leading.is_none()) => break led.ok().map(|s| s.leader.clone()),
+            led = standing.wait_for(|standing| standing.leading.is_none()) => {
+                break led.ok().map(|led| Refusal::from(ProposeError::NotLeader { leader: led.leader.clone() }));
+            }
             next = inbound.message() => next,
         };
-        // A client that broke and one that has said all are the same: what was read is answered.
-        let Ok(Some(request)) = next else { break None };
+        let request = match next {
+            Ok(Some(request)) => request,
+            Err(status) if is_oversize(&status) => break Some(Refusal::Oversize),
+            // A client that broke and one that has said all are the same: what was read is answered.
+            Ok(None) | Err(_) => break None,
+        };
         let Ok(place) = places.clone().acquire_owned().await else { return };
         core.raft.ready(Lane::Submit).await;
         token += 1;
@@ -157,10 +164,9 @@ async fn read(core: Arc<Core>, mut inbound: Streaming<v1::SubmitStreamRequest>, 
         _ = everything => {}
         () = pending.outbound.closed() => return,
     }
-    if let Some(leader) = lost {
-        let status = Status::from(Refusal::from(ProposeError::NotLeader { leader }));
+    if let Some(refusal) = ending {
         // The client may be gone: then nobody needs to know.
-        let _ = pending.outbound.try_send(Err(status));
+        let _ = pending.outbound.try_send(Err(refusal.into()));
     }
 }
 

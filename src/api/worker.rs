@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::authorize::{Action, authorize};
 use super::call::Call;
 use super::forward::Route;
+use super::oversize::is_oversize;
 use super::status::{self, Refusal};
 use super::validate::{At, Problems};
 use super::{Api, BoxStream, Core, convert, settle};
@@ -37,7 +38,7 @@ use crate::types::limits;
 
 const WORK: &str = "/wharf.v1.WorkerService/Work";
 /// The token of a sign of life; settlements count from 1.
-const HEARD: u64 = 0;
+pub(super) const HEARD: u64 = 0;
 const PLACES: u32 = limits::MAX_SETTLES_IN_FLIGHT_A_STREAM as u32;
 
 #[tonic::async_trait]
@@ -98,15 +99,15 @@ impl WorkerService for Api {
 }
 
 /// A stream that said Hello, as reader, writer and proposer share it.
-struct Live {
-    stream: Arc<Stream>,
+pub(super) struct Live {
+    pub(super) stream: Arc<Stream>,
     /// Why the reader gave up, for the writer to say.
     refusal: Mutex<Option<Status>>,
     /// Settlements that wait for the machine, by token.
     waiting: Mutex<BTreeMap<u64, (Vec<Settled>, OwnedSemaphorePermit)>>,
 }
 
-async fn serve(
+pub(super) async fn serve(
     core: Arc<Core>,
     mut inbound: Streaming<v1::WorkRequest>,
     opened: oneshot::Sender<Result<Arc<Live>, Status>>,
@@ -144,6 +145,7 @@ async fn first(inbound: &mut Streaming<v1::WorkRequest>) -> Result<OpenSession, 
     let until = Instant::now() + Duration::from_millis(limits::WORKER_SILENCE_MS);
     let request = match timeout_at(until, inbound.message()).await {
         Err(_) => return Err(Refusal::Silent),
+        Ok(Err(status)) if is_oversize(&status) => return Err(Refusal::Oversize),
         Ok(Ok(Some(request))) => request,
         Ok(Ok(None) | Err(_)) => return Err(bad("hello", "must be the first request, but none came")),
     };
@@ -247,6 +249,7 @@ async fn work(
         match next {
             Ok(Some(request)) => reader.take(request).await?,
             Ok(None) => break,
+            Err(status) if is_oversize(&status) => return Err(Refusal::Oversize),
             // The connection broke; dropping the attachment says so.
             Err(_) => return Ok(()),
         }
@@ -456,7 +459,7 @@ impl Sink for Live {
 }
 
 /// What the client reads. Dropping it says that the client is gone.
-enum Writer {
+pub(super) enum Writer {
     Opening(oneshot::Receiver<Result<Arc<Live>, Status>>),
     Open(Arc<Live>),
     Over,

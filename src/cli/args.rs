@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::exit::{Exit, Failure};
 use super::output::Format;
+use crate::client::{Client, Error};
 use crate::types::{QueueName, limits};
 
 /// Where the cluster is.
@@ -25,9 +26,17 @@ pub struct Target {
         value_parser = addr
     )]
     pub addr: Vec<String>,
-    /// How long a call may take before its outcome counts as unknown.
+    /// How long a call may take before its outcome counts as unknown. If it is not given and every
+    /// address refuses the connection, the command gives up after a second.
     #[arg(long, global = true, default_value = "10s", value_name = "DURATION", value_parser = duration)]
     pub timeout: Duration,
+}
+
+impl Target {
+    /// A client of it.
+    pub fn client(&self) -> Result<Client, Error> {
+        Client::builder(&self.addr.join(",")).timeout(self.timeout).build()
+    }
 }
 
 /// How data is printed.

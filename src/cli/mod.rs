@@ -24,12 +24,14 @@ mod watch;
 mod work;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::args::Target;
 use self::exit::Exit;
-use crate::client::Client;
+use crate::types::limits;
 
 /// Hands packages of work to workers, from a replicated cluster that loses nothing it confirmed.
 #[derive(Parser, Debug)]
@@ -88,10 +90,21 @@ enum Verb {
     },
 }
 
+impl Verb {
+    /// Whether it calls a cluster that should be there already. A worker may be started before it.
+    fn calls(&self) -> bool {
+        let needs_none = matches!(self, Verb::Serve(_) | Verb::Dev(_) | Verb::Demo(_) | Verb::Config(_));
+        let waits = matches!(self, Verb::Work(_) | Verb::DemoWorker(_));
+        !needs_none && !waits && !matches!(self, Verb::Completion { .. })
+    }
+}
+
 /// Reads the arguments, runs the verb, tells what went wrong.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    let matches = Cli::command().get_matches();
+    let patient = matches.value_source("timeout") != Some(ValueSource::DefaultValue);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match run(cli, patient) {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = exit::of(&error);
@@ -106,19 +119,26 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<Exit> {
+/// `patient`: a `--timeout` was given, so a cluster that is about to start is waited for.
+fn run(cli: Cli, patient: bool) -> anyhow::Result<Exit> {
     if let Some(parent) = cli.die_with {
         local::die_with(parent)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let exit = runtime.block_on(dispatch(cli.verb, &cli.target));
+    let exit = runtime.block_on(async move {
+        if !patient && cli.verb.calls() {
+            let within = Duration::from_millis(limits::CLIENT_REFUSED_MS);
+            cli.target.client()?.check_reachable(within).await?;
+        }
+        dispatch(cli.verb, &cli.target).await
+    });
     // A verb is over when its answer is there; a blocked read of standard input is not waited for.
     runtime.shutdown_background();
     exit
 }
 
 async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
-    let client = || Client::builder(&target.addr.join(",")).timeout(target.timeout).build();
+    let client = || target.client();
     match verb {
         Verb::Serve(verb) => verb.run().await,
         Verb::Dev(verb) => verb.run().await,

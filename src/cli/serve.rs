@@ -20,7 +20,9 @@ Examples:
   wharf serve --node 4 --data-dir ./4 --join             waits for: wharf cluster add-node 4 --peer HOST:PORT
 
 Precedence: flag, environment (WHARF_LISTEN_CLIENT for listen.client), file, default.
-SIGTERM drains: leadership moves, streams finish, the log is flushed. A second one exits at once.")]
+SIGTERM drains: leadership moves, streams finish, the log is flushed. A second one exits at once.
+SIGHUP reads log.level anew, from the same file and flags; if anything is wrong with them, it says so
+and changes nothing. All else takes a restart.")]
 pub struct Serve {
     #[command(flatten)]
     node: NodeFlags,
@@ -54,7 +56,7 @@ Examples:
     },
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 struct NodeFlags {
     /// The file; without it /etc/wharf/wharf.toml is read if it is there.
     #[arg(long, env = "WHARF_CONFIG", value_name = "FILE")]
@@ -109,8 +111,9 @@ enum LogFormat {
 impl Serve {
     pub async fn run(self) -> anyhow::Result<Exit> {
         let config = self.node.load()?;
-        telemetry::init(&config.log.level, config.log.format == crate::config::LogFormat::Json)?;
-        node::run(config).await?;
+        let level = telemetry::init(&config.log.level, config.log.format == crate::config::LogFormat::Json)?;
+        let flags = self.node;
+        node::run(config, level, move || flags.load()).await?;
         Ok(Exit::Ok)
     }
 }
@@ -129,9 +132,8 @@ impl ConfigVerb {
 }
 
 impl NodeFlags {
-    fn load(self) -> Result<Config, crate::config::Error> {
-        let file = self.config.clone();
-        Config::load(file.as_deref(), self.flags())
+    fn load(&self) -> Result<Config, crate::config::Error> {
+        Config::load(self.config.as_deref(), self.clone().flags())
     }
 
     fn flags(self) -> Flags {

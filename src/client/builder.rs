@@ -55,6 +55,12 @@ impl Client {
         ids::mint(self.nodes.env())
     }
 
+    /// Whether there is anybody to talk to. Err: for all of `within` every address refused the
+    /// connection, so nothing listens there. Who does not answer at all may still be reachable.
+    pub async fn check_reachable(&self, within: Duration) -> Result<(), Error> {
+        self.nodes.check_reachable(within).await
+    }
+
     /// The addresses that the client was built with.
     pub fn addresses(&self) -> Vec<String> {
         self.nodes.seeds()
@@ -102,5 +108,22 @@ impl Builder {
             nodes::endpoint(addr)?;
         }
         Ok(Client { nodes: Arc::new(Nodes::new(self.env, addrs, self.follow_leader)), timeout: self.timeout })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_takes_so_many_addresses_and_has_a_deadline() {
+        let addrs = |count: usize| (1..=count).map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+        let client = Client::new(&addrs(limits::CLIENT_MAX_ADDRESSES)).expect("as many as may be");
+        assert_eq!(client.timeout, Duration::from_millis(limits::CLIENT_CALL_DEADLINE_MS));
+        for count in [0, limits::CLIENT_MAX_ADDRESSES + 1] {
+            let refused = Client::new(&addrs(count)).err().expect("refused");
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            assert!(refused.message().contains(&limits::CLIENT_MAX_ADDRESSES.to_string()), "{refused}");
+        }
     }
 }

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -19,6 +21,9 @@ use crate::types::limits;
 
 /// Response metadata that names the leader's client address.
 pub(super) const LEADER_KEY: &str = "wharf-leader";
+
+/// Between two tries at addresses that all refused.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// The nodes of one cluster, as one client knows them.
 pub(super) struct Nodes {
@@ -64,6 +69,35 @@ impl Nodes {
     /// The addresses that the client was built with.
     pub fn seeds(&self) -> Vec<String> {
         self.book.lock().seeds.clone()
+    }
+
+    /// Err: for all of `within` every seed refused the connection.
+    pub async fn check_reachable(&self, within: Duration) -> Result<(), Error> {
+        let (seeds, until) = (self.seeds(), Instant::now() + within);
+        loop {
+            let mut tries: FuturesUnordered<_> = seeds.iter().map(|addr| self.refused(addr)).collect();
+            let mut refusals = Vec::new();
+            while let Some(refusal) = tries.next().await {
+                match refusal {
+                    Some(refusal) => refusals.push(refusal),
+                    None => return Ok(()),
+                }
+            }
+            if Instant::now() + REFUSED_PAUSE >= until {
+                refusals.sort();
+                return Err(Error::unreachable(refusals.join("; ")));
+            }
+            tokio::time::sleep(REFUSED_PAUSE).await;
+        }
+    }
+
+    /// Why nobody is there. None: somebody is, or may be.
+    async fn refused(&self, addr: &str) -> Option<String> {
+        let bound = Duration::from_millis(limits::CLIENT_CONNECT_MS);
+        match tokio::time::timeout(bound, self.env.net.connect(addr)).await {
+            Ok(Err(error)) => Some(format!("cannot connect to {addr}: {error}")),
+            Ok(Ok(_)) | Err(_) => None,
+        }
     }
 
     /// The node to ask now, connected.
@@ -253,6 +287,24 @@ mod tests {
         assert_eq!(book.preferred().0, "y:1", "another leader is another matter");
         book.led_by("z:1", now + Duration::from_millis(limits::CLIENT_AVOID_LEADER_MS));
         assert_eq!(book.preferred().0, "z:1");
+    }
+
+    #[tokio::test]
+    async fn refused_by_all_is_nobody_and_silence_may_be_somebody() {
+        let env = Env::real();
+        let listener = env.net.bind("127.0.0.1:0").await.expect("a free port");
+        let there = listener.local_addr().expect("bound").to_string();
+        let gone = env.net.bind("127.0.0.1:0").await.expect("a free port");
+        let nobody = gone.local_addr().expect("bound").to_string();
+        drop(gone);
+        let within = Duration::from_millis(limits::CLIENT_REFUSED_MS);
+        let nodes = |addrs: &[&String]| Nodes::new(env.clone(), addrs.iter().map(ToString::to_string).collect(), true);
+        let began = Instant::now();
+        let error = nodes(&[&nobody]).check_reachable(within).await.expect_err("nobody is there");
+        assert_eq!(error.reason(), crate::client::error::reason::UNREACHABLE);
+        assert!(error.message().contains(&nobody) && !error.is_unknown(), "{error}");
+        assert!(began.elapsed() < within * 2, "{:?}", began.elapsed());
+        nodes(&[&nobody, &there]).check_reachable(within).await.expect("one of them is");
     }
 
     #[test]

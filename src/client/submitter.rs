@@ -374,6 +374,11 @@ impl Pipeline {
         tracing::debug!(error = %error, unconfirmed = self.unsent.len(), "submit stream broke");
         let pause = self.backoff.pause(error.retry_after());
         tokio::time::sleep(pause).await;
+        // Without a stream nobody else looks at what comes in, and at its deadlines.
+        while let Ok(waiting) = self.receiver.try_recv() {
+            self.unsent.push_back(waiting);
+        }
+        self.expire(Instant::now());
     }
 
     fn expire(&mut self, now: Instant) {
@@ -383,5 +388,29 @@ impl Pipeline {
             let over: VecDeque<Waiting> = over;
             over.into_iter().for_each(Waiting::expire);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn past_the_window_a_submit_waits_for_one_before_it() {
+        // Nobody ever answers.
+        let client = Client::new("127.0.0.1:9").expect("an address").with_timeout(Duration::from_millis(500));
+        let submitter = client.submitter().build();
+        let package = || NewPackage::new("jobs", "x");
+        let mut tickets = Vec::new();
+        for _ in 0..limits::CLIENT_SUBMIT_WINDOW {
+            tickets.push(submitter.submit(package()).await.expect("taken"));
+        }
+        let mut late = Box::pin(submitter.submit(package()));
+        assert!((&mut late).now_or_never().is_none(), "the window is full");
+        let answer = tickets.swap_remove(0).await.expect_err("nobody answers");
+        assert!(!answer.is_unknown(), "nothing was ever sent");
+        late.await.expect("there is room");
     }
 }

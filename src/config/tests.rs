@@ -122,3 +122,14 @@ fn every_key_is_known() {
     }
     assert_eq!(leaves, KEYS.len(), "a field without its entry in KEYS");
 }
+
+#[test]
+fn the_bounds_and_paces_of_a_node_are_those_that_are_named() {
+    let Config { limits: bounds, raft, .. } = read("", &[], vec![]).unwrap();
+    assert_eq!(bounds.connections, limits::MAX_CONNECTIONS);
+    assert_eq!(bounds.log_segment.as_u64(), limits::SEGMENT_BYTES);
+    assert_eq!(bounds.log_cache.as_u64(), limits::LOG_CACHE_BYTES as u64);
+    assert_eq!(raft.snapshot_every.as_u64(), limits::SNAPSHOT_EVERY_LOG_BYTES);
+    let paces = [raft.heartbeat, raft.election_min, raft.election_max].map(|pace| pace.as_millis() as u64);
+    assert_eq!(paces, [limits::HEARTBEAT_MS, limits::ELECTION_MIN_MS, limits::ELECTION_MAX_MS]);
+}

@@ -102,7 +102,7 @@ mod tests {
         tokio::time::advance(SILENCE * 2).await;
         assert!(!silent(), "the reader was busy, not waiting");
         stream.reading();
-        tokio::time::advance(SILENCE).await;
+        tokio::time::advance(Duration::from_millis(limits::WORKER_SILENCE_MS)).await;
         assert!(!silent());
         stream.excuse(Instant::now());
         tokio::time::advance(SILENCE).await;
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(recalls.nudge(sits(), Instant::now()), [recall]);
         tokio::time::advance(RECALL_ANSWER / 2).await;
         assert_eq!(recalls.nudge(sits(), Instant::now()), []);
-        tokio::time::advance(RECALL_ANSWER / 2).await;
+        tokio::time::advance(Duration::from_millis(limits::RECALL_ANSWER_MS / 2)).await;
         let reclaim = Nudge::Reclaim { session: "s".into(), epoch: Epoch(1), count: 5 };
         assert_eq!(recalls.nudge(sits(), Instant::now()), [reclaim]);
         assert_eq!(recalls.nudge(vec![], Instant::now()), []);

@@ -319,7 +319,9 @@ mod tests {
         outbox.push(Message::Deliver(vec![delivery(1, 10), delivery(2, 10)]));
         outbox.push(Message::Deliver(vec![delivery(3, 10)]));
         outbox.push(Message::Recall { count: 1 });
-        outbox.push(Message::Deliver(vec![delivery(4, 700 << 10), delivery(5, 700 << 10), delivery(6, 3 << 20)]));
+        const MOST: usize = limits::MAX_DELIVER_BYTES;
+        let large = vec![delivery(4, MOST * 2 / 3), delivery(5, MOST * 2 / 3), delivery(6, MOST * 3)];
+        outbox.push(Message::Deliver(large));
         assert_eq!(fences(take(&outbox)), [1, 2, 3]);
         assert!(matches!(take(&outbox), Some(Taken::Message(Message::Recall { count: 1 }))));
         assert_eq!(fences(take(&outbox)), [4]);

@@ -250,3 +250,58 @@ impl Sink for Shared {
         self.registry.lock().detached(token, !again);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::env::Env;
+    use crate::raft;
+    use crate::raft::snapshots::Blocking;
+    use crate::storage::disk::SimDisk;
+    use crate::storage::home::Home;
+    use crate::storage::wal::{Flusher, Options};
+
+    /// A node that belongs to no cluster yet.
+    async fn alone() -> raft::Handle {
+        let options = Options { flusher: Flusher::Thread, ..Options::default() };
+        let home = Home::open(Arc::new(SimDisk::new()), Path::new("/data"), 1, 1, options).expect("a new disk");
+        let started = raft::start(raft::Options {
+            node: 1,
+            member: Default::default(),
+            bootstrap: Vec::new(),
+            machine_version: 1,
+            env: Env::real(),
+            home,
+            blocking: Blocking::Threads,
+            skip_entry: None,
+            tuning: Default::default(),
+        });
+        started.await.expect("raft starts").handle
+    }
+
+    #[tokio::test]
+    async fn an_office_that_ended_and_began_again_between_two_looks_sends_its_streams_away() {
+        let (handle, mut pump) = super::super::new(alone().await, &Env::real());
+        // One term all the time: a leader that lost its quorum and has it back.
+        let office = |terms_of_office| Standing { leading: Some(7), terms_of_office, leader: None };
+        let stream = |attach, office| {
+            let stream = Arc::new(Stream::new(attach, 7, office, "s".into()));
+            handle.shared.registry.lock().insert(stream.clone());
+            stream
+        };
+        pump.follow(&office(1));
+        let older = stream(1, 1);
+        let mut waiting = handle.wait_sweep(9).expect("room");
+        pump.follow(&office(1));
+        assert!(!older.outbox.ended(), "nothing has changed");
+        pump.follow(&office(2));
+        assert!(older.outbox.ended());
+        assert_eq!(handle.streams(), 0);
+        assert_eq!(waiting.woken().await, Wake::LeaderLost);
+        let newer = stream(2, 2);
+        pump.follow(&office(2));
+        assert!(!newer.outbox.ended());
+    }
+}

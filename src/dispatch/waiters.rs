@@ -189,4 +189,16 @@ mod tests {
         waiters.wake_all(Wake::LeaderLost);
         assert_eq!(later.woken().await, Wake::LeaderLost);
     }
+
+    #[tokio::test]
+    async fn only_the_latest_sweeps_are_remembered() {
+        let waiters = Arc::new(Waiters::new(3));
+        let most = limits::MAX_SWEEPS_REMEMBERED as u64;
+        (0..=most).for_each(|sweep| waiters.sweep_finished(sweep, sweep * 10));
+        for sweep in [1, most] {
+            assert_eq!(waiters.wait_sweep(sweep).unwrap().woken().await, Wake::Swept(sweep * 10));
+        }
+        let _forgotten = waiters.wait_sweep(0).unwrap();
+        assert_eq!(waiters.len(), 1, "it waits, as for one that goes on");
+    }
 }

@@ -88,3 +88,28 @@ impl AsyncWrite for Connection {
         self.stream.as_mut().poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, StreamExt};
+
+    use super::*;
+    use crate::env::Env;
+
+    #[tokio::test]
+    async fn a_connection_past_the_most_waits_until_another_ends() {
+        let env = Env::real();
+        let listener = env.net.bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("bound").to_string();
+        let mut connections = std::pin::pin!(incoming(listener, "test", 2));
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(env.net.connect(&addr).await.expect("the backlog has room"));
+        }
+        let one = connections.next().await.expect("accepted").expect("whole");
+        let _two = connections.next().await.expect("accepted").expect("whole");
+        assert!(connections.next().now_or_never().is_none(), "no place is left");
+        drop(one);
+        connections.next().await.expect("accepted").expect("whole");
+    }
+}

@@ -9,7 +9,9 @@
 //! [`Surroundings`], so that a whole node runs inside a simulation. No panic is survived but
 //! history's: [`run`] ends the process, and the log tells the next one all it needs.
 
-mod listen;
+pub mod listen;
+#[cfg(test)]
+mod tests;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::api::{self, Api, Mode};
-use crate::config::{Config, Face};
+use crate::config::{self, Config, Face};
 use crate::env::{Env, Listener};
 use crate::raft::bootstrap::BootstrapNode;
 use crate::raft::snapshots::Blocking;
@@ -32,7 +34,7 @@ use crate::raft::{self, Fatal, Handle, SkipEntry, Tuning};
 use crate::storage::disk::{Disk, RealDisk};
 use crate::storage::home::Home;
 use crate::storage::wal::{self, Flusher};
-use crate::telemetry::field;
+use crate::telemetry::{self, field};
 use crate::types::limits;
 use crate::{admin, dispatch, history, machine};
 
@@ -65,16 +67,26 @@ impl Surroundings {
     }
 }
 
-/// Runs a node until SIGTERM or SIGINT has drained it. A second signal ends it at once.
-pub async fn run(config: Config) -> Result<(), Error> {
+/// Runs a node until SIGTERM or SIGINT has drained it. A second signal ends it at once. At SIGHUP the
+/// configuration is read `again`, for what may change while it runs: the log's level.
+pub async fn run(
+    config: Config,
+    level: telemetry::Level,
+    again: impl Fn() -> Result<Config, config::Error>,
+) -> Result<(), Error> {
     die_of_panics();
     let mut signals = Signals::new()?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut node = Node::start(&config, Surroundings::real()).await?;
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
-    let stopped = tokio::select! {
-        error = node.failed() => Err(error),
-        () = signals.next() => Ok(()),
+    let mut in_force = config.log.level.clone();
+    let stopped = loop {
+        tokio::select! {
+            error = node.failed() => break Err(error),
+            () = signals.next() => break Ok(()),
+            Some(()) = hangup.recv() => reload(&config, &mut in_force, &level, again()),
+        }
     };
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
     match stopped {
@@ -90,6 +102,30 @@ pub async fn run(config: Config) -> Result<(), Error> {
     }
     tracing::info!({ field::NODE } = config.node, "stopped");
     Ok(())
+}
+
+/// What SIGHUP does with the configuration that was read again.
+fn reload(started: &Config, in_force: &mut String, level: &telemetry::Level, again: Result<Config, config::Error>) {
+    let read = match again {
+        Ok(read) => read,
+        Err(error) => return tracing::error!(%error, "SIGHUP: nothing was changed"),
+    };
+    let others = Config { log: config::Log { level: started.log.level.clone(), ..read.log.clone() }, ..read.clone() };
+    if others != *started {
+        tracing::warn!("SIGHUP: more than log.level differs from the start; the rest takes a restart");
+    }
+    let tell = || tracing::info!(from = *in_force, to = read.log.level, "SIGHUP: log.level read anew");
+    // Said while it can be heard: before a quieter level, after a louder one.
+    let heard = tracing::enabled!(tracing::Level::INFO);
+    if heard {
+        tell();
+    }
+    match level.set(&read.log.level) {
+        Ok(()) if !heard => tell(),
+        Ok(()) => {}
+        Err(error) => return tracing::error!(%error, "SIGHUP: nothing was changed"),
+    }
+    *in_force = read.log.level;
 }
 
 /// A running node. Dropping it leaves its tasks to the runtime; see [`Node::stop`].

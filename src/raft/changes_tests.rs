@@ -97,6 +97,28 @@ fn what_is_kept_is_bounded_and_who_was_left_behind_is_told() {
 }
 
 #[test]
+fn by_default_so_much_is_kept_and_so_much_is_read_at_once() {
+    const MOST: u64 = limits::CHANGES_KEPT as u64;
+    let changes = Changes::new(Bounds::default());
+    let append = |revision| changes.append(vec![change("q", revision)], Revision(revision));
+    (1..=MOST).for_each(append);
+    let mut reader = changes.read(None, Revision(1)).unwrap();
+    assert_eq!(reader.take().unwrap().iter().count(), limits::CHANGES_A_READ);
+    let mut first = changes.read(None, Revision(1)).unwrap();
+    append(MOST + 1);
+    assert_eq!(changes.kept().0, limits::CHANGES_KEPT);
+    assert_eq!(first.take().err(), Some(Compacted { oldest: Revision(2) }));
+
+    let large = |revision| {
+        let result = crate::types::Blob::copied(&vec![0; limits::CHANGES_KEPT_BYTES / 4]);
+        changes.append(vec![Change { result, ..change("q", revision) }], Revision(revision));
+    };
+    (MOST + 2..MOST + 7).for_each(large);
+    let (count, bytes) = changes.kept();
+    assert!(count == 3 && bytes <= limits::CHANGES_KEPT_BYTES, "{count} changes, {bytes} bytes");
+}
+
+#[test]
 fn large_changes_count_with_what_they_hold() {
     let changes = Changes::new(Bounds { count: 1_000, bytes: 1 << 20 });
     for revision in 1..=100 {

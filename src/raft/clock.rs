@@ -161,6 +161,72 @@ mod tests {
         assert_eq!(wall(&[]), None);
     }
 
+    /// A calendar that a test sets.
+    #[derive(Default)]
+    struct Hands(AtomicU64);
+
+    impl crate::env::Clock for Hands {
+        fn wall(&self) -> Wall {
+            Wall(self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    /// Node 1 of three voters, with its clock.
+    fn three() -> (Arc<Peers>, Arc<Hands>) {
+        let hands = Arc::new(Hands::default());
+        let env = Env { clock: hands.clone(), ..Env::real() };
+        let peers = Peers::new(1, Member::default(), home(1, 1), 1, env);
+        let members = [1, 2, 3].map(|node| (node, Member::default()));
+        peers.set_members(members.iter().map(|(node, member)| (*node, member, true)));
+        (Arc::new(peers), hands)
+    }
+
+    fn tells(peers: &Peers, node: NodeId, wall_ms: u64) {
+        peers.heard(node, 0, Some(crate::proto::internal::Health { wall_ms, ..Default::default() }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_calendar_that_steps_back_is_waited_for() {
+        let (peers, hands) = three();
+        let stamper = Stamper::new(Arc::default(), Arc::clone(&peers));
+        stamper.start();
+        let set = |wall| {
+            hands.0.store(wall, Ordering::Relaxed);
+            [2, 3].into_iter().for_each(|node| tells(&peers, node, wall));
+        };
+        set(50_000);
+        assert_eq!(stamper.stamp().1, Wall(50_000));
+        set(20_000);
+        assert_eq!((stamper.wall(), stamper.stamp().1), (Wall(50_000), Wall(50_000)), "no stamp is earlier");
+        set(50_001);
+        assert_eq!(stamper.stamp().1, Wall(50_001), "it goes on where it stood");
+        // The next leader's clocks are behind what was applied under this one.
+        let applied = Arc::new(AppliedTime::default());
+        applied.note(0, 60_000);
+        let next = Stamper::new(applied, Arc::clone(&peers));
+        next.start();
+        assert_eq!((next.wall(), next.stamp().1), (Wall(60_000), Wall(60_000)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clocks_that_differ_are_named_and_those_not_heard_lately_do_not_count() {
+        let (peers, hands) = three();
+        let stamper = Stamper::new(Arc::default(), Arc::clone(&peers));
+        stamper.start();
+        hands.0.store(100_000, Ordering::Relaxed);
+        tells(&peers, 2, 100_000 + limits::CLOCK_SKEW_MS);
+        tells(&peers, 3, 100_000);
+        assert_eq!(stamper.skewed(), []);
+        tells(&peers, 2, 100_000 + limits::CLOCK_SKEW_MS + 1);
+        assert_eq!(stamper.skewed(), [(2, limits::CLOCK_SKEW_MS as i64 + 1)]);
+        assert_eq!(stamper.stamp().1, Wall(100_000));
+        // The others fall silent: the calendar stands, whatever this node's own clock says.
+        tokio::time::advance(Duration::from_millis(limits::PEER_CLOCK_STALE_MS)).await;
+        hands.0.store(500_000, Ordering::Relaxed);
+        assert_eq!(stamper.stamp().1, Wall(100_000));
+        assert_eq!(stamper.skewed(), []);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_frozen_leader_ages_no_lease() {
         let peers = Peers::new(1, Member::default(), home(1, 1), 1, Env::real());

@@ -56,6 +56,12 @@ struct Office {
     taking: Option<BoxFuture<'static, bool>>,
 }
 
+/// What a look means for the office held: what to leave, and what to take. Terms may have passed
+/// between two looks: an office lost and another won is both at once.
+fn turn(held: Option<u64>, won: Option<u64>) -> (Option<u64>, Option<u64>) {
+    if held == won { (None, None) } else { (held, won) }
+}
+
 /// Waits until the office that is being taken can be opened; gives its term, once.
 async fn taken(office: &mut Option<Office>) -> u64 {
     if let Some(office) = office
@@ -95,13 +101,13 @@ impl Leadership {
             let view = metrics.borrow_and_update().clone();
             self.note_members(&view);
             let won = self.won(&view);
-            if let Some(lost) = office.take_if(|office| won != Some(office.term)) {
-                self.leave(lost.term);
+            let (lost, begun) = turn(office.as_ref().map(|office| office.term), won);
+            if let Some(term) = lost {
+                office = None;
+                self.leave(term);
             }
             self.note_leader(&view, won, &mut known);
-            if let Some(term) = won
-                && office.is_none()
-            {
+            if let Some(term) = begun {
                 tracing::info!(term, "elected leader");
                 self.proposer.start(term);
                 office = Some(Office { term, taking: Some(self.clone().take(term).boxed()) });
@@ -215,5 +221,40 @@ impl Leadership {
         self.proposer.close();
         self.state.serve_feed(0);
         self.standing.send_modify(|standing| standing.leading = None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_office_lost_and_another_won_between_two_looks_is_left_and_taken() {
+        assert_eq!(turn(None, Some(3)), (None, Some(3)));
+        assert_eq!(turn(Some(3), Some(3)), (None, None));
+        assert_eq!(turn(Some(3), Some(5)), (Some(3), Some(5)));
+        assert_eq!(turn(Some(5), None), (Some(5), None));
+        assert_eq!(turn(None, None), (None, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_office_that_was_left_while_it_was_taken_is_never_opened() {
+        let taking = |term, ms| {
+            let taking = async move {
+                sleep(Duration::from_millis(ms)).await;
+                true
+            };
+            Some(Office { term, taking: Some(taking.boxed()) })
+        };
+        let mut office = taking(3, 50);
+        tokio::select! {
+            _ = taken(&mut office) => panic!("too early"),
+            () = sleep(Duration::from_millis(49)) => {}
+        }
+        // Lost and won again: the first would be ready now.
+        office = taking(5, 50);
+        assert_eq!(taken(&mut office).await, 5);
+        let opened_twice = tokio::time::timeout(Duration::from_secs(60), taken(&mut office)).await;
+        assert!(opened_twice.is_err(), "once opened, nothing is left to take");
     }
 }

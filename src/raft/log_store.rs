@@ -179,7 +179,7 @@ pub fn id_from_openraft(id: LogIdOf<TypeConfig>) -> LogId {
     LogId { term: id.committed_leader_id().term, index: id.index }
 }
 
-fn vote_to_openraft(vote: Vote) -> VoteOf<TypeConfig> {
+pub(super) fn vote_to_openraft(vote: Vote) -> VoteOf<TypeConfig> {
     openraft::Vote { leader_id: LeaderId { term: vote.term, voted_for: vote.node }, committed: vote.committed }
 }
 

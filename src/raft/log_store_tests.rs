@@ -7,13 +7,14 @@ use futures::{Stream, TryStreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageError};
+use openraft::{EntryPayload, OptionalSend, RaftLogReader, RaftSnapshotBuilder, StorageError};
 use parking_lot::Mutex;
 
 use super::LogStore;
 use crate::raft::types::{GroupReply, TypeConfig};
 use crate::storage::disk::{Disk, RealDisk, SimDisk};
 use crate::storage::wal::{Flusher, Options, Wal};
+use crate::types::limits;
 
 /// A state machine that knows no more than the Suite asks for: what was applied last.
 #[derive(Clone, Default)]
@@ -123,4 +124,25 @@ async fn the_wal_passes_the_suite_with_its_thread_on_a_real_disk() {
 #[test]
 fn the_log_counts_by_the_buckets_of_the_metrics() {
     assert_eq!(crate::storage::stats::MICROS_BUCKETS, crate::raft::handle::MICROS_BUCKETS);
+}
+
+#[tokio::test]
+async fn one_append_takes_no_more_than_its_bytes_unless_an_entry_has_more() {
+    let entry = |index, bytes: u64| crate::storage::Entry {
+        id: crate::storage::LogId { term: 1, index },
+        kind: crate::storage::Kind::Normal,
+        payload: vec![0; bytes as usize].into(),
+    };
+    let mut store = LogStore::memory();
+    let mut entries: Vec<_> = (0..10).map(|index| entry(index, limits::MAX_APPEND_BYTES / 4)).collect();
+    entries.push(entry(10, 2 * limits::MAX_APPEND_BYTES));
+    store.log().append(entries, Box::new(|_| {})).expect("appended");
+    let mut sizes = Vec::new();
+    let mut next = 0;
+    while next < 11 {
+        let read = store.limited_get_log_entries(next, 11).await.expect("readable");
+        next += read.len() as u64;
+        sizes.push(read.len());
+    }
+    assert_eq!(sizes, [3, 3, 3, 1, 1], "four and their frames are more than fits");
 }

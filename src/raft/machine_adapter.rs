@@ -200,7 +200,7 @@ thread_local! {
 }
 
 /// Lets [`died_applying`] name the entry if `apply` panics.
-fn naming<R>(index: u64, bytes: &bytes::Bytes, apply: impl FnOnce() -> R) -> R {
+pub(crate) fn naming<R>(index: u64, bytes: &bytes::Bytes, apply: impl FnOnce() -> R) -> R {
     APPLYING.set(Some((index, bytes.clone())));
     let applied = apply();
     APPLYING.set(None);

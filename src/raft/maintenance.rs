@@ -156,7 +156,8 @@ impl Maintenance {
         (was_member && later && !known && answer.cluster_id == ours).then_some(Word::Removed)
     }
 
-    /// Submits need room on a quorum; a leader without any hands over.
+    /// Submits need room on a quorum; a leader without any hands over. Followers look too, so that
+    /// whoever leads next knows.
     async fn look_at_disk(&self) {
         let room = self.disk.look();
         self.peers.set_room(room);
@@ -166,14 +167,13 @@ impl Maintenance {
             false => peer.heard.map_or(Room::Ok, |heard| heard.room),
         };
         let roomy = voters.iter().filter(|peer| of(peer) == Room::Ok).count();
-        let leading = self.standing.borrow().leading.is_some();
-        let full = leading && roomy <= voters.len() / 2;
+        let full = !voters.is_empty() && roomy <= voters.len() / 2;
         self.proposer.set_disk_full(full);
         let tight = voters.iter().filter(|peer| of(peer) != Room::Ok).map(|peer| peer.node).collect::<Vec<_>>();
         let message =
             format!("the disk of {} is nearly full{}", nodes(&tight), if full { ": submits are refused" } else { "" });
         self.alarm("DISK_FULL", (!tight.is_empty()).then_some(message));
-        if leading && room == Room::Full {
+        if room == Room::Full && self.standing.borrow().leading.is_some() {
             let better = voters.iter().find(|peer| peer.reachable && of(peer) != Room::Full);
             if let Some(better) = better {
                 tracing::warn!(to = better.node, "the disk is full: handing leadership over");
@@ -228,4 +228,26 @@ fn purge_upto(log: &LogStore, first: u64, snapshot: u64) -> Option<u64> {
         if kept(middle) >= limits::LOG_KEEP_BYTES { purge = middle } else { keep = middle }
     }
     (purge > first).then_some(purge)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Entry, Kind, LogId};
+
+    #[test]
+    fn a_purge_leaves_a_follower_that_was_away_briefly_its_log() {
+        const ENTRY: usize = 1 << 20;
+        let log = LogStore::memory();
+        let count = 2 * limits::LOG_KEEP_BYTES / ENTRY as u64;
+        let payload = bytes::Bytes::from(vec![0; ENTRY]);
+        let entry = |index| Entry { id: LogId { term: 1, index }, kind: Kind::Normal, payload: payload.clone() };
+        log.log().append((0..count).map(entry).collect(), Box::new(|_| {})).expect("appended");
+        let snapshot = count - 1;
+        let upto = purge_upto(&log, 0, snapshot).expect("there is more than that");
+        let kept = |upto| log.bytes_after(Some(upto)) - log.bytes_after(Some(snapshot));
+        assert!(kept(upto) >= limits::LOG_KEEP_BYTES, "{} bytes are kept", kept(upto));
+        assert!(kept(upto + 1) < limits::LOG_KEEP_BYTES, "and no more than that");
+        assert_eq!(purge_upto(&log, 0, count / 2 - 2), None, "so much is not there yet");
+    }
 }

@@ -49,6 +49,8 @@ use tokio::sync::{mpsc, watch};
 
 pub use handle::Handle;
 pub use machine_adapter::died_applying;
+#[cfg(test)]
+pub(crate) use machine_adapter::naming as applying;
 
 use crate::env::Env;
 use crate::machine::Broken;

@@ -405,6 +405,19 @@ mod tests {
         assert_eq!(peers.check(Some(from_two())).unwrap(), 2);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_answered_lately_is_reachable() {
+        let peers = peers();
+        peers.set_members([(1, &Member::default(), true), (2, &Member::default(), true)].into_iter());
+        let reachable = || peers.members().iter().map(|peer| peer.reachable).collect::<Vec<_>>();
+        assert_eq!(reachable(), [true, false], "itself, and nobody else yet");
+        peers.heard(2, 0, None);
+        tokio::time::advance(Duration::from_millis(limits::PEER_REACHABLE_MS - 1)).await;
+        assert_eq!(reachable(), [true, true]);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(reachable(), [true, false]);
+    }
+
     #[test]
     fn a_broken_stream_is_told_a_finished_one_is_not() {
         let peers = peers();

@@ -258,14 +258,13 @@ impl Proposer {
         if len > limits::MAX_COMMAND_BYTES {
             return respond(responder, Err(ProposeError::TooLarge { len }));
         }
-        if lane == Lane::Submit && self.disk_full.load(Ordering::Relaxed) {
-            return respond(responder, Err(ProposeError::DiskFull));
-        }
         let framed = frame(command, len);
         let refused = {
             let mut queue = self.queue.lock();
             if !may(queue.office) {
                 Some((responder, Err(queue.office)))
+            } else if lane == Lane::Submit && self.disk_full.load(Ordering::Relaxed) {
+                Some((responder, Ok(ProposeError::DiskFull)))
             } else if !queue.has_room(lane) {
                 Some((responder, Ok(ProposeError::Overloaded)))
             } else {
@@ -499,6 +498,71 @@ mod tests {
     }
 
     #[test]
+    fn all_that_waits_is_bounded_and_completions_have_the_last_of_the_room() {
+        let (proposer, answers) = proposer();
+        proposer.open(1);
+        let send = |lane, command: &Command| proposer.send(lane, command, Responder::Sink(answers.clone(), 0));
+        (0..limits::MAX_COMMANDS_WAITING / 2).for_each(|_| send(Lane::Submit, &submit(1)));
+        (0..limits::MAX_COMMANDS_WAITING / 2).for_each(|_| send(Lane::Settle, &tick()));
+        assert_eq!(refused(&answers), []);
+        send(Lane::Settle, &tick());
+        assert_eq!(refused(&answers), [ProposeError::Overloaded]);
+        assert_eq!(proposer.waiting(), limits::MAX_COMMANDS_WAITING);
+        proposer.close();
+        refused(&answers);
+        proposer.open(2);
+        // Large completions, up to the bound of their bytes.
+        let large = submit(1 << 20);
+        (0..limits::MAX_BYTES_WAITING >> 20).for_each(|_| send(Lane::Settle, &large));
+        assert_eq!(refused(&answers), []);
+        send(Lane::Settle, &large);
+        assert_eq!(refused(&answers), [ProposeError::Overloaded]);
+    }
+
+    #[test]
+    fn a_batch_closes_at_its_bytes_unless_one_command_has_more() {
+        let (proposer, _) = proposer();
+        proposer.open(1);
+        let third = submit(limits::MAX_BATCH_BYTES / 3);
+        (0..4).for_each(|_| proposer.send(Lane::Submit, &third, Responder::None));
+        proposer.send(Lane::Submit, &submit(2 * limits::MAX_BATCH_BYTES), Responder::None);
+        let mut groups = Vec::new();
+        while let Some((_, group)) = proposer.take() {
+            let bytes: usize = group.iter().map(|waiting| waiting.framed.len()).sum();
+            assert!(bytes <= limits::MAX_BATCH_BYTES || group.len() == 1, "{bytes} bytes in {}", group.len());
+            groups.push(group.len());
+        }
+        assert_eq!(groups, [2, 2, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proposal_without_an_answer_is_unknown_after_its_deadline_or_soon_after_the_office_ends() {
+        let (proposer, answers) = proposer();
+        let proposer = Arc::new(proposer);
+        proposer.open(1);
+        let follow = || {
+            proposer.send(Lane::Settle, &tick(), Responder::Sink(answers.clone(), 0));
+            let (term, group) = proposer.take().expect("one waits");
+            let (proposer, never) = (Arc::clone(&proposer), std::future::pending::<Result<_, &str>>());
+            let began = Instant::now();
+            tokio::spawn(async move {
+                proposer.follow(term, group, never).await;
+                began.elapsed().as_millis() as u64
+            })
+        };
+        let within = |took: u64, limit: u64| (limit..limit + 10).contains(&took);
+        let took = follow().await.expect("it ends");
+        assert!(within(took, limits::PROPOSAL_DEADLINE_MS), "{took} ms");
+        assert!(matches!(refused(&answers)[..], [ProposeError::Unknown { why: "no answer in time" }]));
+        let following = follow();
+        tokio::task::yield_now().await;
+        proposer.close();
+        let took = following.await.expect("it ends");
+        assert!(within(took, limits::STEP_DOWN_GRACE_MS), "{took} ms");
+        assert!(matches!(refused(&answers)[..], [ProposeError::Unknown { why: "leadership ended" }]));
+    }
+
+    #[test]
     fn bytes_that_wait_are_bounded() {
         let (proposer, answers) = proposer();
         proposer.open(1);
@@ -513,7 +577,8 @@ mod tests {
     fn completions_go_first_and_hold_submits_small() {
         let (proposer, _) = proposer();
         proposer.open(1);
-        (0..20).for_each(|_| proposer.send(Lane::Submit, &submit(100_000), Responder::None));
+        let some = submit(limits::MAX_SUBMIT_BYTES_WHILE_BUSY * 2 / 5);
+        (0..20).for_each(|_| proposer.send(Lane::Submit, &some, Responder::None));
         proposer.send(Lane::Settle, &tick(), Responder::None);
         let tick_framed = frame(&tick(), tick().encoded_len());
         let (term, group) = proposer.take().unwrap();

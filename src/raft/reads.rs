@@ -64,3 +64,40 @@ async fn run(raft: Raft, mut asked: mpsc::Receiver<Answer>, standing: watch::Rec
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn barriers_past_a_round_wait_outside_for_the_next_one() {
+        const MOST: usize = limits::MAX_BARRIERS_WAITING;
+        let (ask, mut asked) = mpsc::channel(MOST);
+        let (_leads, standing) = watch::channel(Standing { leading: Some(1), ..Standing::default() });
+        let reads = Reads { ask, standing };
+        let barrier = || {
+            let reads = reads.clone();
+            async move { reads.barrier(Duration::from_secs(1)).await }
+        };
+        let barriers: Vec<_> = (0..MOST + 6).map(|_| tokio::spawn(barrier())).collect();
+        while asked.len() < MOST {
+            tokio::task::yield_now().await;
+        }
+        // Each was polled by now.
+        tokio::task::yield_now().await;
+        assert_eq!((asked.len(), reads.ask.capacity()), (MOST, 0));
+        let mut rounds = Vec::new();
+        while rounds.iter().sum::<usize>() < MOST + 6 {
+            let mut round = Vec::new();
+            rounds.push(asked.recv_many(&mut round, MOST).await);
+            round.into_iter().for_each(|answer| drop(answer.send(Ok(()))));
+        }
+        assert_eq!(rounds[0], MOST, "{rounds:?}");
+        for barrier in barriers {
+            assert_eq!(barrier.await.expect("it ends"), Ok(()));
+        }
+        // Nobody answers any more.
+        let late = barrier().await;
+        assert_eq!(late, Err(ProposeError::Unknown { why: "no quorum answered in time" }));
+    }
+}

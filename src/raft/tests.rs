@@ -1,32 +1,31 @@
 //! Three nodes in one process, over loopback, each on a runtime of its own: killing a node drops
 //! its runtime, and with it every socket.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep};
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 
 use super::bootstrap::BootstrapNode;
 use super::handle::{Lane, ProposeError, Responder, Sink, TransferError};
 use super::snapshots::Blocking;
 use super::types::Member;
-use super::{Fatal, Handle, Options, Started, peer_server, start};
-use crate::env::{BoxStream, Env};
+use super::{Fatal, Handle, Options, Started, Tuning, peer_server, start};
+use crate::env::Env;
 use crate::machine::command::{Command, CreateQueue, NewPackage, Op, Outcome, QueueSettings, Submit};
+use crate::node::listen;
 use crate::storage::disk::{Crash, SimDisk};
 use crate::storage::home::Home;
 use crate::storage::wal::{self, Flusher};
+use crate::types::limits;
+
+mod offices;
 
 pub(super) const WAIT: Duration = Duration::from_secs(20);
 
@@ -48,32 +47,6 @@ impl Store {
     }
 }
 
-/// An accepted connection, as tonic wants it.
-struct Accepted(BoxStream);
-
-impl Connected for Accepted {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Accepted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Accepted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.as_mut().poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_shutdown(cx)
-    }
-}
-
 pub(super) struct Running {
     pub(super) handle: Handle,
     pub(super) fatal: Arc<Mutex<Option<Fatal>>>,
@@ -88,6 +61,7 @@ pub(super) struct Cluster {
     /// The machine versions that the nodes apply.
     pub(super) versions: Vec<u32>,
     pub(super) nodes: Vec<Option<Running>>,
+    tuning: Tuning,
 }
 
 /// Taken from the system and given back: free when a node binds it.
@@ -101,7 +75,8 @@ impl Cluster {
         let bound: Vec<_> = (0..size).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addrs = bound.iter().map(|listener| listener.local_addr().unwrap()).collect();
         let stores = (0..size).map(|at| Store::new(100 + at as u64)).collect();
-        Self { founders: size, addrs, stores, versions: vec![1; size], nodes: (0..size).map(|_| None).collect() }
+        let (versions, nodes) = (vec![1; size], (0..size).map(|_| None).collect());
+        Self { founders: size, addrs, stores, versions, nodes, tuning: Tuning::default() }
     }
 
     /// Another node, that waits to be added. Answers its number.
@@ -148,7 +123,7 @@ impl Cluster {
             home,
             blocking: Blocking::Threads,
             skip_entry: None,
-            tuning: Default::default(),
+            tuning: self.tuning,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         match runtime.spawn(serve(options, addr)).await.unwrap() {
@@ -219,10 +194,7 @@ impl Drop for Cluster {
 async fn serve(options: Options, addr: String) -> Result<(Handle, Arc<Mutex<Option<Fatal>>>), Fatal> {
     let listener = options.env.net.bind(&addr).await.expect("the port is free");
     let Started { handle, peer, fatal: mut fatal_out } = start(options).await?;
-    let incoming = futures::stream::unfold(listener, |mut listener| async move {
-        let next = listener.accept().await.map(|(stream, _)| Accepted(stream));
-        Some((next, listener))
-    });
+    let incoming = listen::incoming(listener, "peer", limits::MAX_CONNECTIONS);
     tokio::spawn(peer_server::configure(Server::builder()).add_service(peer).serve_with_incoming(incoming));
     let fatal = Arc::new(Mutex::new(None));
     let told = Arc::clone(&fatal);

@@ -1,4 +1,5 @@
-//! Every bound of the product, by name. A test hits each one and reads its named reason.
+//! Every bound of the product, by name. A test hits each one and reads its named reason, or sees what
+//! it does; `tests/tidy.rs` lists the paces, which bound nothing.
 //!
 //! The machine must not read what may change between versions: numbers that apply reads are
 //! defaults here and live in the state (`SetCluster`); those marked *fixed* are part of the
@@ -163,8 +164,9 @@ pub const HISTORY_OPEN_TRIES: u64 = 2;
 /// Batches of effects between apply and dispatch; past that dispatch rebuilds from state.
 pub const MAX_EFFECT_BATCHES: usize = 4096;
 
-/// The worker stream is silent for so long: cut off.
-pub const WORKER_SILENCE_MS: u64 = 5_000;
+/// The worker stream is silent for so long: cut off. With the looks in between, and the commands that
+/// follow, less than 5 s pass, so that what a worker held is elsewhere within its grace and 5 s.
+pub const WORKER_SILENCE_MS: u64 = 4_500;
 /// Silence and lag of worker streams are looked at so often.
 pub const LIVENESS_EVERY_MS: u64 = 100;
 /// Prefetch that others could work on is looked for so often.
@@ -218,6 +220,8 @@ pub const CLIENT_TRY_MS: u64 = 2_500;
 pub const CLIENT_WAIT_TRY_MS: u64 = 300_000;
 /// Pause before a node that lags is asked again for the same page.
 pub const CLIENT_LIST_PAUSE_MS: u64 = 50;
+/// The command line gives up after this if every address refuses the connection.
+pub const CLIENT_REFUSED_MS: u64 = 1_000;
 /// A connection is up after this, or another address is tried.
 pub const CLIENT_CONNECT_MS: u64 = 1_000;
 /// The first and the longest pause between tries.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::time::Instant;
 use wharf::client::QueueSettings;
+use wharf::testkit::cluster::Options;
 
 use super::harness::{QUEUE, Scene, binary};
 
@@ -184,6 +186,29 @@ async fn verbs_for_the_cluster() {
     wharf(addrs, &["queue", "show", QUEUE, "--timeout", "2s"]).await.fails(75);
     scene.cluster.restart_all().await.unwrap();
     wharf(addrs, &["check"]).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_home_is_told_at_once_unless_there_is_time() {
+    let mut scene = Scene::with(Options { nodes: 1, ..Options::new(binary()) }).await;
+    let addrs = &scene.cluster.addrs();
+    scene.queue(QUEUE, QueueSettings::default()).await;
+    scene.cluster.kill_all().await.unwrap();
+    let began = Instant::now();
+    let told = wharf(addrs, &["queue", "list"]).await;
+    let told = told.fails(69);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    for part in [addrs, "wharf dev", "--addr"] {
+        assert!(told.contains(part), "{part} in: {told}");
+    }
+    // Who gives it time waits for a cluster that starts.
+    let patient = wharf(addrs, &["queue", "show", QUEUE, "--timeout", "15s"]);
+    let restart = async {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        scene.cluster.restart_all().await.unwrap();
+    };
+    let (shown, ()) = tokio::join!(patient, restart);
+    assert!(shown.ok().contains(QUEUE));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

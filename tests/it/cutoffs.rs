@@ -5,12 +5,13 @@ use std::time::Duration;
 use wharf::client::{ClusterSettings, QueueSettings};
 use wharf::testkit::proxy::Direction;
 use wharf::testkit::workload::WorkerSpec;
-use wharf::types::limits;
 
-use super::harness::{QUEUE, SOON, Scene, duration};
+use super::harness::{OPTIMIZED, QUEUE, SOON, Scene, duration};
 use super::workers::{all_delivered_to, submit};
 
 const SESSION_GRACE: Duration = Duration::from_secs(1);
+/// It takes at most so long to take silence for a break.
+const CUT_OFF: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn worker_cannot_be_heard() {
@@ -53,8 +54,9 @@ async fn cut_off(direction: Direction) {
         scene.wait_history("all elsewhere", SOON, |history| all_delivered_to(history, &keys, &["heir"])).await;
     let took = Duration::from_micros(delivered_us - cut_us);
     println!("{direction:?}: all it held was elsewhere {took:?} after the cut");
-    let silence = Duration::from_millis(limits::WORKER_SILENCE_MS);
-    assert!(took <= SESSION_GRACE + silence + Duration::from_millis(500), "{direction:?}: {took:?}");
+    // A debug build may take longer to do what follows.
+    let slack = if OPTIMIZED { Duration::ZERO } else { Duration::from_millis(500) };
+    assert!(took <= SESSION_GRACE + CUT_OFF + slack, "{direction:?}: {took:?}");
 
     scene.cluster.heal_all();
     scene.wait_ended(QUEUE, SOON).await;

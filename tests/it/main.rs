@@ -14,6 +14,7 @@ mod cutoffs;
 mod ends;
 mod failover;
 mod followers;
+mod full_disk;
 mod harness;
 mod history;
 mod idle_waits;
@@ -22,6 +23,7 @@ mod pace;
 mod refusals;
 mod restarts;
 mod retries;
+mod signals;
 mod watch;
 mod workers;
 

@@ -10,10 +10,12 @@ use wharf::machine::command::{
 };
 use wharf::machine::{Effect, Reject};
 use wharf::types::limits::{
+    DEFAULT_DEDUP_BUDGET, DEFAULT_FAILOVER_GRACE_MS, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_IN_FLIGHT_BYTES,
+    DEFAULT_MAX_QUEUES, DEFAULT_MAX_SESSIONS, DEFAULT_MEMORY_BUDGET_BYTES, DEFAULT_SESSION_GRACE_MS,
     MAX_CHECKPOINT_BYTES, MAX_CLASSES, MAX_CODE_BYTES, MAX_GRANTS_A_BATCH, MAX_ID_BYTES, MAX_IN_FLIGHT_CEILING,
     MAX_KINDS_A_QUEUE, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS, MAX_LANES_A_CLASS, MAX_MESSAGE_BYTES,
     MAX_NAME_BYTES, MAX_PACKAGES_A_SUBMIT, MAX_PAYLOAD_CEILING_BYTES, MAX_PRIORITY, MAX_SETTLEMENTS_A_MESSAGE,
-    MAX_TICK_STEP_MS, MAX_WORD_BYTES,
+    MAX_TICK_STEP_MS, MAX_WORD_BYTES, OLDEST_EVERY,
 };
 
 use crate::stage::Stage;
@@ -440,4 +442,58 @@ fn a_step_of_the_ticks() {
 #[test]
 fn no_session_holds_more_than_a_command_may_change() {
     assert!(MAX_IN_FLIGHT_CEILING as usize <= wharf::types::limits::MAX_CHANGES_A_COMMAND);
+}
+
+#[test]
+fn a_new_cluster_has_the_limits_by_default() {
+    let settings = Stage::new().machine.cluster_settings();
+    assert_eq!(settings.max_sessions, Some(DEFAULT_MAX_SESSIONS));
+    assert_eq!(settings.max_queues, Some(DEFAULT_MAX_QUEUES));
+    assert_eq!(settings.memory_budget_bytes, Some(DEFAULT_MEMORY_BUDGET_BYTES));
+    assert_eq!(settings.dedup_budget, Some(DEFAULT_DEDUP_BUDGET));
+    assert_eq!(settings.session_grace_ms, Some(DEFAULT_SESSION_GRACE_MS));
+    assert_eq!(settings.failover_grace_ms, Some(DEFAULT_FAILOVER_GRACE_MS));
+}
+
+fn deliveries(effects: &[Effect]) -> Vec<String> {
+    let ids = effects.iter().filter_map(|effect| match effect {
+        Effect::Deliver { deliveries, .. } => Some(deliveries.iter().map(|delivery| delivery.body.id.to_string())),
+        _ => None,
+    });
+    ids.flatten().collect()
+}
+
+#[test]
+fn a_session_holds_so_many_packages_and_bytes_by_default() {
+    let mut stage = stage();
+    let many = |count: u32, bytes: usize| {
+        let payload = Bytes::from(vec![0; bytes]);
+        let packages = (0..count).map(|n| NewPackage { payload: payload.clone(), ..package(&format!("{bytes}-{n}")) });
+        Op::Submit(Submit { packages: packages.collect(), atomic: true })
+    };
+    let hello = |session: &str| Op::OpenSession(OpenSession { max_in_flight: 0, ..hello(session) });
+    let submit = many(DEFAULT_MAX_IN_FLIGHT + 1, 0);
+    let applied = stage.apply(vec![submit, hello("w1")]).unwrap_or_else(|why| panic!("{why}"));
+    assert_eq!(deliveries(&applied.effects).len(), DEFAULT_MAX_IN_FLIGHT as usize);
+
+    let mut stage = stage_with(QueueSettings::default());
+    const MIB: usize = 1 << 20;
+    let fit = DEFAULT_MAX_IN_FLIGHT_BYTES as usize / MIB;
+    let submit = many(fit as u32 + 2, MIB);
+    let applied = stage.apply(vec![submit, hello("w1")]).unwrap_or_else(|why| panic!("{why}"));
+    let granted = deliveries(&applied.effects).len();
+    assert!((fit - 1..=fit).contains(&granted), "{granted} of {fit} MiB");
+}
+
+#[test]
+fn every_so_many_grants_the_oldest_goes_first() {
+    let mut stage = stage();
+    assert_ok(submit(&mut stage, NewPackage { priority: Some(0), ..package("oldest") }));
+    let urgent = |n| NewPackage { priority: Some(MAX_PRIORITY), ..package(&format!("urgent-{n}")) };
+    let packages = (0..2 * OLDEST_EVERY).map(urgent).collect();
+    assert_ok(one(&mut stage, Op::Submit(Submit { packages, atomic: true })));
+    let hello = OpenSession { max_in_flight: 2 * OLDEST_EVERY as u32, ..hello("w1") };
+    let applied = stage.apply(vec![Op::OpenSession(hello)]).unwrap_or_else(|why| panic!("{why}"));
+    let order = deliveries(&applied.effects);
+    assert_eq!(order.iter().position(|id| id == "oldest"), Some(OLDEST_EVERY as usize - 1), "{order:?}");
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tonic::transport::Server;
 use wharf::machine::command::{Command, CreateQueue, NewPackage, Op, QueueSettings, Submit};
+use wharf::node::listen;
 use wharf::raft::bootstrap::BootstrapNode;
 use wharf::raft::handle::Lane;
 use wharf::raft::snapshots::Blocking;
@@ -19,8 +20,9 @@ use wharf::raft::{Handle, Options, Started, peer_server, start};
 use wharf::storage::disk::{Crash, Disk, SimDisk, read_whole};
 use wharf::storage::home::Home;
 use wharf::storage::wal::{Flusher, Options as WalOptions};
+use wharf::types::limits;
 
-use crate::world::{self, Accepted, mix};
+use crate::world::{self, mix};
 
 const NODES: u64 = 3;
 const DIR: &str = "/data";
@@ -69,10 +71,7 @@ async fn node(node: u64, seed: u64, disk: SimDisk, seen: Seen) -> turmoil::Resul
         tuning: Default::default(),
     })
     .await?;
-    let incoming = futures::stream::unfold(listener, |mut listener| async move {
-        let next = listener.accept().await.map(|(stream, _)| Accepted(stream));
-        Some((next, listener))
-    });
+    let incoming = listen::incoming(listener, "peer", limits::MAX_CONNECTIONS);
     tokio::spawn(peer_server::configure(Server::builder()).add_service(peer).serve_with_incoming(incoming));
     seen.handles.lock().insert(node, handle.clone());
     tokio::select! {

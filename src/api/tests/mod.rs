@@ -1,10 +1,12 @@
 //! The API over real gRPC, on nodes within this process: logs in memory, sockets on loopback.
 
 mod across;
+mod bounds;
 mod calls;
 mod lists;
 mod past;
 mod refusals;
+mod streams;
 mod watching;
 mod work;
 
@@ -44,14 +46,16 @@ use crate::storage::wal;
 /// Nothing here takes longer unless it is broken.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// A data directory in memory.
-fn home(node: u64) -> Home {
+/// A data directory on a disk in memory.
+fn home(disk: &SimDisk, node: u64) -> Home {
     let options = wal::Options { flusher: wal::Flusher::Thread, ..wal::Options::default() };
-    Home::open(Arc::new(SimDisk::new()), Path::new("/data"), node, 100 + node, options).expect("a new disk")
+    Home::open(Arc::new(disk.clone()), Path::new("/data"), node, 100 + node, options).expect("a new disk")
 }
 
 /// A node, and clients that talk to it.
 struct Node {
+    disk: SimDisk,
+    api: Api,
     raft: raft::Handle,
     dispatch: dispatch::Handle,
     history: crate::history::Handle,
@@ -67,6 +71,7 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        self.disk.hang(false);
         self.stop.cancel();
     }
 }
@@ -100,6 +105,7 @@ async fn nodes(size: usize, running: usize) -> Vec<Node> {
 async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: TcpListener) -> Node {
     let this = &list[at];
     let env = Env::real();
+    let disk = SimDisk::new();
     let started = raft::start(raft::Options {
         node: this.node,
         member: Member {
@@ -111,7 +117,7 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
         bootstrap: list.to_vec(),
         machine_version: 1,
         env: env.clone(),
-        home: home(this.node),
+        home: home(&disk, this.node),
         blocking: Blocking::Threads,
         skip_entry: None,
         tuning: Default::default(),
@@ -140,6 +146,8 @@ async fn start(list: &[BootstrapNode], at: usize, client: TcpListener, peer: Tcp
     tokio::spawn(clients);
     let channel = Channel::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
     Node {
+        disk,
+        api,
         raft: started.handle,
         dispatch,
         history,

@@ -234,6 +234,22 @@ async fn a_length_that_the_handler_asked_for_is_kept_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_so_many_extensions_of_a_lease_wait() {
+    let now = Instant::now();
+    let mut ledger = ledger(&[1]);
+    start(&mut ledger, now);
+    let mut wish = || {
+        let (reply, answer) = oneshot::channel();
+        ledger.wish(1, Wish { by: None, checkpoint: Bytes::new(), reply: Some(reply) });
+        answer
+    };
+    let mut waiting: Vec<_> = (0..limits::CLIENT_MAX_EXTENSIONS_WAITING).map(|_| wish()).collect();
+    let refused = wish().await.expect("answered at once").expect_err("refused");
+    assert_eq!((refused.code(), refused.reason()), (Code::ResourceExhausted, "CLIENT"));
+    assert!(waiting.iter_mut().all(|answer| answer.try_recv().is_err()), "the others wait for their turn");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_extension_loses_the_lease() {
     let now = Instant::now();
     let mut ledger = ledger(&[1]);

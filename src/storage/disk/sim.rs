@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Disk, File, Space};
 
@@ -41,6 +41,7 @@ pub enum Fault {
 #[derive(Clone, Default)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    goes_on: Arc<Condvar>,
 }
 
 #[derive(Clone, Default)]
@@ -50,6 +51,7 @@ struct State {
     operations: u64,
     fault: Option<(u64, Fault)>,
     halted: bool,
+    hangs: bool,
     capacity: Option<u64>,
     inodes: Vec<Inode>,
     names: BTreeMap<PathBuf, usize>,
@@ -75,6 +77,7 @@ enum NameChange {
 
 struct SimFile {
     state: Arc<Mutex<State>>,
+    goes_on: Arc<Condvar>,
     boot: u64,
     inode: usize,
 }
@@ -92,7 +95,7 @@ impl SimDisk {
 
     /// A disk of its own with the same content.
     pub fn fork(&self) -> Self {
-        Self { state: Arc::new(Mutex::new(self.state.lock().clone())) }
+        Self { state: Arc::new(Mutex::new(self.state.lock().clone())), goes_on: Arc::default() }
     }
 
     /// Loses power: open files and locks are gone, unsynced data goes the way of `crash`.
@@ -135,6 +138,12 @@ impl SimDisk {
     /// Bounds what the files together may hold.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state.lock().capacity = bytes;
+    }
+
+    /// Hangs: whoever writes or syncs a file waits, on its thread, until it goes on.
+    pub fn hang(&self, hangs: bool) {
+        self.state.lock().hangs = hangs;
+        self.goes_on.notify_all();
     }
 
     /// Changes a file's bytes behind everybody's back, as rot does.
@@ -270,7 +279,7 @@ impl SimDisk {
         let inode = state.inodes.len();
         state.inodes.push(Inode { durable: bytes.clone(), current: bytes, dirty: Vec::new() });
         state.rename_now(NameChange::Link(path.to_path_buf(), inode));
-        Arc::new(SimFile { state: self.state.clone(), boot: state.boot, inode })
+        Arc::new(SimFile { state: self.state.clone(), goes_on: self.goes_on.clone(), boot: state.boot, inode })
     }
 }
 
@@ -302,7 +311,7 @@ impl Disk for SimDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let state = self.state.lock();
         let inode = state.inode(path)?;
-        Ok(Arc::new(SimFile { state: self.state.clone(), boot: state.boot, inode }))
+        Ok(Arc::new(SimFile { state: self.state.clone(), goes_on: self.goes_on.clone(), boot: state.boot, inode }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -364,6 +373,12 @@ impl Drop for SimLock {
 }
 
 impl SimFile {
+    fn lock_to_change(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        self.goes_on.wait_while(&mut state, |state| state.hangs);
+        state
+    }
+
     fn check(&self, state: &State) -> io::Result<()> {
         if state.boot == self.boot { Ok(()) } else { Err(io::Error::other("opened before the crash")) }
     }
@@ -387,7 +402,7 @@ impl File for SimFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.lock_to_change();
         self.check(&state)?;
         let failed = state.change().err();
         let size = state.inodes[self.inode].current.len() as u64;
@@ -402,7 +417,7 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.lock_to_change();
         self.check(&state)?;
         let failed = state.change();
         let inode = &mut state.inodes[self.inode];

@@ -73,3 +73,86 @@ fn reads_are_capped_by_bytes_and_the_cache_is_bounded() {
     assert_eq!(one.len(), 1, "never nothing");
     assert!(log.append(vec![entry(1, 60, 0)], Box::new(|_| {})).is_err(), "a hole is refused");
 }
+
+const MIB: usize = 1 << 20;
+
+/// A log of its own threads on a disk that may hang, with room for everything in one segment.
+fn threaded() -> (SimDisk, Wal) {
+    let disk = SimDisk::new();
+    let segment_bytes = limits::SEGMENT_BYTES * 2;
+    let options = Options { flusher: Flusher::Thread, ..inline(segment_bytes) };
+    let log = create(&disk, options).expect("created");
+    (disk, log)
+}
+
+fn large(index: u64) -> Entry {
+    Entry { id: id(1, index), kind: Kind::Normal, payload: vec![7; MIB].into() }
+}
+
+#[test]
+fn past_the_bytes_that_may_wait_an_append_is_held_back() {
+    let (disk, log) = threaded();
+    disk.hang(true);
+    let most = (limits::LOG_QUEUE_BYTES / MIB) as u64;
+    (0..most - 1).for_each(|index| log.append(vec![large(index)], Box::new(|_| {})).expect("accepted"));
+    assert!(log.room().now_or_never().is_some());
+    log.append(vec![large(most - 1)], Box::new(|_| {})).expect("accepted");
+    let mut room = log.room();
+    assert!((&mut room).now_or_never().is_none(), "as much as may wait does");
+    disk.hang(false);
+    futures::executor::block_on(room);
+    assert!(log.shared.lock().queue_bytes < limits::LOG_QUEUE_BYTES);
+}
+
+#[test]
+fn a_long_queue_takes_several_writes() {
+    let (disk, log) = threaded();
+    disk.hang(true);
+    let (done, all) = std::sync::mpsc::sync_channel(1);
+    // The first is taken alone, perhaps, and waits for the disk.
+    log.append(vec![entry(1, 0, 1)], Box::new(|_| {})).expect("accepted");
+    let count = 3 * limits::MAX_FLUSH_BYTES / MIB;
+    (1..=count as u64).for_each(|index| log.append(vec![large(index)], Box::new(|_| {})).expect("accepted"));
+    log.barrier(Box::new(move |result| drop(done.send(result)))).expect("accepted");
+    disk.hang(false);
+    all.recv().expect("called back").expect("durable");
+    // One less fits, for every record has its frame.
+    let fits = limits::MAX_FLUSH_BYTES / MIB - 1;
+    let least = count.div_ceil(fits) as u64;
+    let fsyncs = log.io().fsyncs;
+    assert!((least..=least + 1).contains(&fsyncs), "{fsyncs} writes");
+}
+
+#[test]
+fn a_file_is_read_in_pieces() {
+    let places = |sizes: &[u32]| {
+        let mut offset = 0;
+        let place = |(index, size): (usize, &u32)| {
+            let place = Place { segment: 1, offset, size: *size };
+            offset += size;
+            (id(1, index as u64), place, None)
+        };
+        sizes.iter().enumerate().map(place).collect::<Vec<Wanted>>()
+    };
+    let piece = limits::LOG_READ_BYTES as u32;
+    assert_eq!(run_length(&places(&[piece / 2, piece / 2, 1])), 2);
+    assert_eq!(run_length(&places(&[piece / 2, piece / 2 + 1])), 1);
+    assert_eq!(run_length(&places(&[3 * piece, 1])), 1, "one that is larger is read alone");
+    let mut apart = places(&[1, 1]);
+    apart[1].1.segment = 2;
+    assert_eq!(run_length(&apart), 1);
+}
+
+#[test]
+fn a_new_log_is_small_at_first_and_keeps_its_tail_in_memory() {
+    let disk = SimDisk::new();
+    let log = create(&disk, Options { flusher: Flusher::Inline, ..Options::default() }).expect("created");
+    let bytes = |number| disk.content(&segment::path(dir(), number)).len() as u64;
+    assert_eq!((bytes(1), bytes(2)), (limits::FIRST_SEGMENT_BYTES, limits::SEGMENT_BYTES));
+    let count = (limits::LOG_CACHE_BYTES / MIB) as u64 + 8;
+    (0..count).for_each(|index| log.append(vec![large(index)], Box::new(|_| {})).expect("accepted"));
+    let cached = log.shared.lock().index.cached() * MIB;
+    let bounds = limits::LOG_CACHE_BYTES - 2 * MIB..=limits::LOG_CACHE_BYTES;
+    assert!(bounds.contains(&cached), "{cached} bytes");
+    assert_eq!(content(&log).entries.len() as u64, count);
+}
