@@ -1,0 +1,38 @@
+"""Works the packages of a queue until it has ended; SIGTERM or Ctrl-C lets it finish what it works on.
+
+    examples/python/run examples/python/work.py --addr 127.0.0.1:7411 --queue jobs
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+
+from wharf.v1.worker_pb2 import Delivery
+from wharf_worker import Worker
+
+
+async def shout(delivery: Delivery) -> bytes:
+    """The work itself."""
+    await asyncio.sleep(0.01)
+    return delivery.package.payload.upper()
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--addr", default="127.0.0.1:7411", help="host:port[,host:port…]")
+    parser.add_argument("--queue", required=True)
+    parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--max-in-flight", type=int, default=64)
+    args = parser.parse_args()
+
+    worker = Worker(args.addr.split(","), args.queue, shout, concurrency=args.concurrency,
+                    max_in_flight=args.max_in_flight)
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, worker.drain)
+    await worker.run()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    asyncio.run(main())
