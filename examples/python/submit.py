@@ -5,15 +5,17 @@
 
 import argparse
 import asyncio
+import os
+import sys
 
-from wharf_client import Client
+from wharf_client import Client, Refused, Unknown
 
 IN_FLIGHT = 32  # how many are submitted or waited for at once
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--addr", default="127.0.0.1:7411", help="host:port[,host:port…]")
+    parser.add_argument("--addr", default=os.environ.get("WHARF_ADDR", "127.0.0.1:7411"), help="host:port[,host:port…]")
     parser.add_argument("--queue", required=True)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--prefix", default="package", help="ids are PREFIX-0, PREFIX-1, …")
@@ -33,4 +35,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except (Refused, Unknown) as error:
+        sys.exit(str(error))

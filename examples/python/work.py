@@ -6,21 +6,25 @@
 import argparse
 import asyncio
 import logging
+import os
 import signal
+import sys
 
+import grpc
 from wharf.v1.worker_pb2 import Delivery
 from wharf_worker import Worker
 
 
 async def shout(delivery: Delivery) -> bytes:
     """The work itself."""
+    print(f"working on {delivery.package.id}, attempt {delivery.attempt}, fence {delivery.fence}", flush=True)
     await asyncio.sleep(0.01)
     return delivery.package.payload.upper()
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--addr", default="127.0.0.1:7411", help="host:port[,host:port…]")
+    parser.add_argument("--addr", default=os.environ.get("WHARF_ADDR", "127.0.0.1:7411"), help="host:port[,host:port…]")
     parser.add_argument("--queue", required=True)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--max-in-flight", type=int, default=64)
@@ -35,4 +39,7 @@ async def main() -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except grpc.aio.AioRpcError as error:
+        sys.exit(error.details())

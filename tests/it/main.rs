@@ -13,6 +13,7 @@ mod ends;
 mod failover;
 mod followers;
 mod harness;
+mod languages;
 mod pace;
 mod refusals;
 mod restarts;
