@@ -9,8 +9,8 @@ import { loadSync } from "@grpc/proto-loader";
 // The cluster cuts off a worker that says nothing for 5 s; the worker leaves a node that says nothing for 3 s.
 const PING_EVERY_MS = 1_000;
 const SILENCE_MS = 3_000;
-const { INVALID_ARGUMENT, OUT_OF_RANGE, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED } = grpc.status;
-const FOR_GOOD = [INVALID_ARGUMENT, OUT_OF_RANGE, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED];
+const { INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED } = grpc.status;
+const FOR_GOOD = [INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED];
 const NOT_NOW = [grpc.status.UNAVAILABLE, grpc.status.DEADLINE_EXCEEDED, grpc.status.RESOURCE_EXHAUSTED];
 const OPTIONS = { "grpc.max_receive_message_length": 16 << 20 }; // a payload may have 8 MiB, gRPC takes 4 by itself
 
@@ -191,6 +191,7 @@ export class Worker {
   async #work(lease) {
     try {
       const result = Buffer.from(await this.#handler(lease.delivery, lease.gone.signal));
+      if (result.length > 8 << 20) throw new Error("the result is too large"); // no queue can take more
       return { done: { completions: [{ ...lease.name, result }] } };
     } catch (error) {
       return { fail: { failed: [{ ...lease.name, message: String(error) }] } };

@@ -17,7 +17,7 @@ from wharf.v1.worker_pb2_grpc import WorkerServiceStub
 # Seconds. The cluster cuts off a worker that says nothing for 5; the worker leaves a node that says nothing for 3.
 PING_EVERY, SILENCE = 1.0, 3.0
 OPTIONS = [("grpc.max_receive_message_length", 16 << 20)]  # a payload may have 8 MiB, gRPC takes 4 by itself
-FOR_GOOD = (Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.UNAUTHENTICATED)
+FOR_GOOD = (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.UNAUTHENTICATED)
 NOT_NOW = [code.value[0] for code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)]
 log = logging.getLogger("wharf")
 
@@ -57,12 +57,10 @@ class Worker:
                 async with grpc.aio.insecure_channel(addr, OPTIONS) as channel:
                     await self._attach(WorkerServiceStub(channel))
                 self.drain()  # the cluster closed the stream in good order: somebody drained us
-            except grpc.aio.AioRpcError as error:
-                if error.code() in FOR_GOOD:
+            except (grpc.aio.AioRpcError, ConnectionError, TimeoutError) as error:
+                if isinstance(error, grpc.aio.AioRpcError) and error.code() in FOR_GOOD:
                     raise
-                log.info("lost %s: %s", addr, error.details())
-            except (ConnectionError, TimeoutError) as error:
-                log.info("lost %s: %r", addr, error)
+                log.info("lost %s: %s", addr, getattr(error, "details", error.__repr__)())
             await asyncio.sleep(random.uniform(0.02, 0.2))
 
     def drain(self) -> None:
@@ -170,6 +168,8 @@ class Worker:
             try:
                 while not (await asyncio.wait([work], timeout=third))[0]:
                     await self._ask(lease, extend=pb.Extend(extensions=[pb.Extension(**lease.name)]))
+                if len(work.result()) > 8 << 20:  # the most that any queue can take
+                    raise ValueError("the result is too large")
                 settlement = {"done": pb.Done(completions=[pb.Completion(**lease.name, result=work.result())])}
             except Exception as error:
                 settlement = {"fail": pb.Fail(failed=[pb.Failed(**lease.name, message=repr(error))])}
