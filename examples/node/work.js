@@ -11,6 +11,7 @@ const { values: args } = parseArgs({
     addr: { type: "string", default: process.env.WHARF_ADDR ?? "127.0.0.1:7411" }, // host:port[,host:port…]
     queue: { type: "string" },
     concurrency: { type: "string", default: "4" },
+    seconds: { type: "string", default: "0.01" }, // what a package takes
   },
 });
 if (!args.queue) throw new Error("which queue? --queue NAME");
@@ -18,7 +19,7 @@ if (!args.queue) throw new Error("which queue? --queue NAME");
 /** The work itself. */
 async function shout({ package: { id, payload }, attempt, fence }, signal) {
   console.log(`working on ${id}, attempt ${attempt}, fence ${fence}`);
-  await sleep(10, null, { signal });
+  await sleep(1_000 * args.seconds, null, { signal });
   return payload.toString().toUpperCase();
 }
 

@@ -190,7 +190,7 @@ export class Worker {
 
   async #work(lease) {
     try {
-      const result = Buffer.from(await this.#handler(lease.delivery, lease.gone.signal));
+      const result = Buffer.from((await this.#handler(lease.delivery, lease.gone.signal)) ?? "");
       if (result.length > 8 << 20) throw new Error("the result is too large"); // no queue can take more
       return { done: { completions: [{ ...lease.name, result }] } };
     } catch (error) {

@@ -18,6 +18,9 @@ use wharf::testkit::wait;
 use super::harness::{QUEUE, SOON, Scene, Turn, binary, duration};
 
 const PACKAGES: u64 = 1_500;
+const LEASE: Duration = Duration::from_secs(2);
+/// One of the workers takes longer than a lease for a package, in seconds.
+const SLOW: &[&str] = &["--seconds", "3"];
 /// So often the leader is killed while they are worked on.
 const KILLS: u64 = 2;
 /// A whole example is over within this.
@@ -92,10 +95,10 @@ fn last_lines(text: &str) -> String {
     lines[lines.len().saturating_sub(SHOWN)..].join("\n")
 }
 
-/// A scene with the queue; its leases are short, so that a worker has to extend them.
+/// A scene with the queue.
 async fn scene() -> Scene {
     let scene = Scene::new().await;
-    scene.queue(QUEUE, QueueSettings { lease: duration(Duration::from_secs(2)), ..Default::default() }).await;
+    scene.queue(QUEUE, QueueSettings { lease: duration(LEASE), ..Default::default() }).await;
     scene
 }
 
@@ -146,7 +149,7 @@ async fn python_worker_and_client_survive_leaders() {
     let mut scene = scene().await;
     let work = || program("python", "python/work.py");
     let worker = Program::start(&scene, "worker", work(), &[]);
-    let leaver = Program::start(&scene, "leaver", work(), &["--max-in-flight", "16"]);
+    let leaver = Program::start(&scene, "leaver", work(), SLOW);
     let count = PACKAGES.to_string();
     let client = program("python", "python/submit.py");
     let client = Program::start(&scene, "client", client, &["--count", &count, "--prefix", "p"]);
@@ -171,7 +174,7 @@ async fn node_worker_survives_leaders() {
     }
     let mut scene = scene().await;
     let worker = Program::start(&scene, "worker", program("node", "node/work.js"), &[]);
-    let leaver = Program::start(&scene, "leaver", program("node", "node/work.js"), &[]);
+    let leaver = Program::start(&scene, "leaver", program("node", "node/work.js"), SLOW);
     let client = scene.cluster.client().unwrap();
     let submitting = tokio::spawn(async move {
         for number in 0..PACKAGES {
