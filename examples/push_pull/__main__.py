@@ -55,7 +55,7 @@ class Puller:
         return [line["id"] for line in lines if line["event"] == event]
 
     def torn(self) -> list[str]:
-        """Begun as often as ended, or torn away in the middle."""
+        """The packages that it began and did not end."""
         return list((Counter(self.ids("begin")) - Counter(self.ids("end"))).elements())
 
 
