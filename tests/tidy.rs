@@ -311,6 +311,24 @@ fn nothing_is_left_over() {
     report(problems);
 }
 
+/// What newcomers copy is short: code without comments, docstrings and blank lines.
+#[test]
+fn a_worker_and_a_client_in_python_are_150_lines_of_code() {
+    const MOST: usize = 150;
+    for file in ["wharf_worker.py", "wharf_client.py"] {
+        let text = fs::read_to_string(root().join("examples/python").join(file)).expect("the example is there");
+        let mut in_docstring = false;
+        let mut lines = 0;
+        for line in text.lines().map(str::trim) {
+            let quotes = line.matches("\"\"\"").count();
+            let counts = quotes == 0 && !in_docstring && !line.is_empty() && !line.starts_with('#');
+            in_docstring ^= quotes == 1;
+            lines += usize::from(counts);
+        }
+        assert!((50..=MOST).contains(&lines), "{file} has {lines} lines of code, the bar is {MOST}");
+    }
+}
+
 #[test]
 fn every_channel_is_bounded() {
     let mut problems = Vec::new();

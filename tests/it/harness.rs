@@ -25,10 +25,10 @@ const AS_WORKER: &[&str] = &["worker_process", "--exact", "--nocapture"];
 const SHOWN: usize = 20;
 
 /// The right to run a cluster: one test at a time has it, whichever process it is in.
-struct Turn(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+pub struct Turn(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
 
 impl Turn {
-    fn take() -> Self {
+    pub fn take() -> Self {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("one-cluster-at-a-time");
         let file = File::create(path).expect("the lock can be made");
         flock(&file, FlockOperation::LockExclusive).expect("the lock can be waited for");

@@ -18,6 +18,7 @@ mod full_disk;
 mod harness;
 mod history;
 mod idle_waits;
+mod languages;
 mod membership;
 mod pace;
 mod refusals;

@@ -18,7 +18,7 @@ use super::super::Error;
 use super::super::package::{duration, std_duration};
 use super::delivery::{Completion, Failure};
 use super::event::{Kind, Lease};
-use super::settle::{Refusal, Settlement};
+use super::settle::{self, Refusal, Settlement};
 use crate::proto::v1::verdict::Kind as VerdictKind;
 use crate::proto::v1::work_request::Request;
 use crate::proto::v1::{Delivery, Done, Extend, Extension, Fail, Held, Outcome, Release, SetCredit, Verdict};
@@ -147,7 +147,7 @@ impl Ledger {
         if !matches!(entry.stage, Stage::Running(_)) {
             return false;
         }
-        let settlement = Settlement::new(&entry.name, result);
+        let settlement = Settlement::new(&entry.name, settle::fitting(result));
         entry.stage = Stage::Settling { settlement, sent: false };
         for wish in entry.wishes.drain(..) {
             wish.answer(Err(Error::refused(Code::Cancelled, "the handler has ended")));

@@ -95,6 +95,18 @@ async fn completions_share_a_message_and_stay_until_answered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_that_no_queue_can_take_fails_its_package_alone() {
+    let now = Instant::now();
+    let mut ledger = ledger(&[1, 2]);
+    start(&mut ledger, now);
+    start(&mut ledger, now);
+    let most = limits::MAX_PAYLOAD_CEILING_BYTES as usize;
+    ledger.finish(1, Ok(Completion::new(vec![0; most])));
+    ledger.finish(2, Ok(Completion::new(vec![0; most + 1])));
+    assert_eq!(messages(&mut ledger), ["done [1]", "fail [2]"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_break_unanswered_settlements_go_again_with_the_same_fence() {
     let now = Instant::now();
     let mut ledger = ledger(&[1, 2, 3, 4, 5]);

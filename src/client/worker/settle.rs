@@ -95,6 +95,19 @@ impl Refusal {
     }
 }
 
+/// A result that no queue can take may not even fit a message, and would break stream after stream:
+/// its package fails instead.
+pub(super) fn fitting(result: Result<Completion, Failure>) -> Result<Completion, Failure> {
+    const MOST: usize = limits::MAX_PAYLOAD_CEILING_BYTES as usize;
+    match result {
+        Ok(completion) if completion.result.len() > MOST => {
+            let why = format!("the result has {} bytes; no queue takes more than {MOST}", completion.result.len());
+            Err(Failure::new(why).with_code("RESULT_TOO_LARGE"))
+        }
+        fits => fits,
+    }
+}
+
 /// At most `max` bytes of a text.
 fn cut(mut text: String, max: usize) -> String {
     let mut end = max.min(text.len());
