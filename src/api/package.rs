@@ -10,8 +10,8 @@ use super::status::{self, Refusal};
 use super::validate::{At, Problems};
 use super::{Api, BoxStream, Core, convert, submit, watch};
 use crate::dispatch::{Waiter, Wake};
+use crate::machine::Reply;
 use crate::machine::command::{Cancel, Op, Purge, Retry};
-use crate::machine::{Machine, Reply};
 use crate::proto::v1;
 use crate::proto::v1::package_service_server::PackageService;
 use crate::raft::handle::{Lane, ProposeError};
@@ -53,7 +53,9 @@ impl PackageService for Api {
         &self,
         request: Request<v1::WaitPackageRequest>,
     ) -> Result<Response<v1::WaitPackageResponse>, Status> {
-        self.unary(request).await
+        let call = Call::new(request.metadata(), self.mode);
+        authorize(&call.identity, Action::Read)?;
+        self.with_leader(self.wait_here(&call, request.into_inner()).await.map(Response::new))
     }
 
     async fn list_packages(
@@ -109,7 +111,33 @@ impl PackageService for Api {
 }
 
 impl Api {
-    /// A submit and then a wait, each by its own way to the leader: the wait follows a change of it.
+    /// Waits on this node, whether it leads or not; only looks go to the leader. While it waits it keeps
+    /// little: there may be many.
+    async fn wait_here(&self, call: &Call, request: v1::WaitPackageRequest) -> Result<v1::WaitPackageResponse, Status> {
+        let v1::WaitPackageRequest { queue, id } = request;
+        let name = key(&queue, &id)?;
+        loop {
+            // Register, then look: an end in between wakes the waiter.
+            let waiter = self.core.dispatch.wait_package(name.clone(), &id).map_err(Refusal::from)?;
+            let now = call.anew();
+            let following = tokio::time::timeout_at(now.ends(), self.core.dispatch.following());
+            following.await.map_err(|_| Refusal::Deadline)?;
+            let look = v1::GetPackageRequest { queue: queue.clone(), id: id.clone(), ..Default::default() };
+            let v1::GetPackageResponse { package, revision } = Box::pin(self.route(&now, look)).await?;
+            let state = package.as_ref().map(|package| package.state as u32).and_then(State::from_number);
+            if state.is_some_and(State::is_finished) {
+                return Ok(v1::WaitPackageResponse { package, revision });
+            }
+            drop(package);
+            match wait(waiter, call.waits_until()).await {
+                // The next look finds who leads now.
+                Ok(()) | Err(Refusal::Propose(ProposeError::NotLeader { .. })) => {}
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+    }
+
+    /// A submit and then a wait, which follows a change of the leader.
     async fn submit_and_wait(
         &self,
         call: &Call,
@@ -121,12 +149,12 @@ impl Api {
         problems.check().map_err(Status::from)?;
         package.id.clone_from(&checked.id);
         let submit = v1::SubmitRequest { packages: vec![package], atomic: false };
-        let taken = self.route(call, submit).await?.results.pop();
+        let taken = Box::pin(self.route(call, submit)).await?.results.pop();
         if let Some(error) = taken.and_then(|result| result.error) {
             return Err(status::of_message(error));
         }
         let wait = v1::WaitPackageRequest { queue: checked.queue, id: checked.id };
-        match self.route(&call.anew(), wait).await {
+        match self.wait_here(call, wait).await {
             Ok(v1::WaitPackageResponse { package, revision }) => Ok(v1::CallPackageResponse { package, revision }),
             // The package was taken, so nothing may say that nothing was done.
             Err(lost) if status::is_no_leader(&lost) => {
@@ -165,33 +193,6 @@ impl Rpc for v1::GetPackageRequest {
             core.read(self.stale_ok, call, |machine| machine.package(queue.as_str(), &self.id)).await?;
         let package = Some(convert::package(&view?, self.with_payload));
         Ok(v1::GetPackageResponse { package, revision: revision.0 })
-    }
-}
-
-impl Rpc for v1::WaitPackageRequest {
-    type Answer = v1::WaitPackageResponse;
-    const PATH: &'static str = "/wharf.v1.PackageService/WaitPackage";
-    const ACTION: Action = Action::Read;
-    const WAITS: bool = true;
-
-    fn place(&self) -> Place {
-        Place::LeaderRead
-    }
-
-    async fn run(&self, core: &Core, call: &Call) -> Result<Self::Answer, Refusal> {
-        let queue = key(&self.queue, &self.id)?;
-        loop {
-            // Register, then look: an end in between wakes the waiter.
-            let waiter = core.dispatch.wait_package(queue.clone(), &self.id)?;
-            let look = |machine: &Machine| machine.package(queue.as_str(), &self.id);
-            let (view, revision) = core.read(false, &call.anew(), look).await?;
-            let view = view?;
-            if view.state.is_finished() {
-                let package = Some(convert::package(&view, false));
-                return Ok(v1::WaitPackageResponse { package, revision: revision.0 });
-            }
-            wait(waiter, call.waits_until()).await?;
-        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! Absent on purpose: which package goes to whom (the machine decides), and the public messages
 //! (`api` converts).
 
+mod ends;
 mod liveness;
 mod outbox;
 mod pump;
@@ -85,9 +86,14 @@ impl Handle {
         Ok(Attachment { stream, shared: self.shared.clone() })
     }
 
-    /// Registers for the end of a package. Look at the state after this, not before.
+    /// Registers for the end of a package. Look at the state after [`Self::following`], not before.
     pub fn wait_package(&self, queue: QueueName, id: &str) -> Result<Waiter, Full> {
         self.shared.waiters.wait_package(queue, id.into())
+    }
+
+    /// Ends of packages are followed on this node, whether it leads or not.
+    pub async fn following(&self) {
+        self.shared.waiters.followed().await;
     }
 
     /// Registers for the end of a queue. Look at the state after this, not before.

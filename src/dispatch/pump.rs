@@ -56,6 +56,7 @@ impl Pump {
 
     /// The same, on a feed that came some other way.
     pub(crate) async fn run_on(mut self, mut feed: mpsc::Receiver<Feed>, stop: CancellationToken) {
+        tokio::spawn(super::ends::follow(self.shared.clone(), stop.clone()));
         let mut standing = self.shared.raft.standing();
         let mut tick = tokio::time::interval(Duration::from_millis(limits::LIVENESS_EVERY_MS));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -103,7 +104,8 @@ impl Pump {
         let mut registry = self.shared.registry.lock();
         for effect in batch.effects {
             match effect {
-                Effect::PackageFinished { queue, id } => self.shared.waiters.package_finished(queue, id),
+                // Told by the changes, on every node.
+                Effect::PackageFinished { .. } => {}
                 Effect::QueueEnded { queue } => self.shared.waiters.queue_ended(queue),
                 Effect::SweepFinished { sweep, changed } => self.shared.waiters.sweep_finished(sweep, changed),
                 effect => gone.extend(registry.deliver(effect, batch.revision)),

@@ -1,4 +1,5 @@
-//! Calls that wait for the end of a package, a queue or a sweep. Woken by effects: no poll, no thread.
+//! Calls that wait for the end of a package, a queue or a sweep. Woken by effects and by changes: no poll,
+//! no thread.
 //!
 //! Invariants: at most `limit` waiters. Who registers before it looks at the state misses no wake-up.
 //! A waiter that is dropped is gone from the table.
@@ -7,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::types::{QueueName, limits};
 
@@ -28,6 +29,7 @@ pub struct Full {
     pub limit: usize,
 }
 
+/// Packages come first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Package(QueueName, Arc<str>),
@@ -39,6 +41,10 @@ enum Key {
 pub(super) struct Waiters {
     limit: usize,
     inner: Mutex<Inner>,
+    /// A package is waited for, and nobody follows.
+    wanted: Notify,
+    /// The ends of packages are followed.
+    followed: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -74,7 +80,7 @@ impl Drop for Waiter {
 
 impl Waiters {
     pub fn new(limit: usize) -> Self {
-        Self { limit, inner: Mutex::default() }
+        Self { limit, inner: Mutex::default(), wanted: Notify::new(), followed: watch::Sender::new(false) }
     }
 
     pub fn len(&self) -> usize {
@@ -107,9 +113,39 @@ impl Waiters {
             return Err(Full { limit: self.limit });
         }
         inner.next += 1;
+        if matches!(key, Key::Package(..)) && !*self.followed.borrow() {
+            self.wanted.notify_one();
+        }
         let place = (key, inner.next);
         inner.waiting.insert(place.clone(), sender);
         Ok(Waiter { place: Some(place), wake, waiters: self.clone() })
+    }
+
+    /// Resolves when somebody must follow the ends of packages.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// They are followed from now on.
+    pub fn follow(&self) {
+        self.followed.send_replace(true);
+    }
+
+    /// Whether a package is waited for. If not, their ends are not followed any more: decided under the
+    /// lock, so who registers later says that it wants them.
+    pub fn still_wanted(&self) -> bool {
+        let inner = self.inner.lock();
+        let wanted = inner.waiting.first_key_value().is_some_and(|((key, _), _)| matches!(key, Key::Package(..)));
+        if !wanted {
+            self.followed.send_replace(false);
+        }
+        wanted
+    }
+
+    /// Resolves while the ends of packages are followed.
+    pub async fn followed(&self) {
+        // The sender lives as long as this.
+        let _ = self.followed.subscribe().wait_for(|followed| *followed).await;
     }
 
     pub fn package_finished(&self, queue: QueueName, id: Arc<str>) {

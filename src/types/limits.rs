@@ -180,6 +180,8 @@ pub const KEEPALIVE_ANSWER_MS: u64 = 3_000;
 pub const DEFAULT_CALL_DEADLINE_MS: u64 = 10_000;
 /// A call waits for a leader at most so long, within its deadline.
 pub const LEADER_WAIT_MS: u64 = 10_000;
+/// While calls wait for packages, a node looks so often whether it still hears the leader.
+pub const WAIT_CHECK_MS: u64 = 5_000;
 /// The ends of so many sweeps are remembered for calls that come to ask.
 pub const MAX_SWEEPS_REMEMBERED: usize = 1024;
 /// Past so many queues, rates are no longer sampled.

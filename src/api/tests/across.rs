@@ -47,7 +47,7 @@ async fn followers_serve_calls_and_streams_and_say_who_leads() {
     let waiting = tokio::spawn(async move {
         packages.wait_package(v1::WaitPackageRequest { queue: "jobs".into(), id: "a".into() }).await
     });
-    eventually("a waiter at the leader", async || leader.dispatch.waiters() == 1).await;
+    eventually("a waiter where it was asked", async || one.dispatch.waiters() == 1).await;
     worker.done("jobs", "a", delivery.fence).await;
     assert!(worker.settled().await[0].status.is_none());
     assert!(timeout(WAIT, waiting).await.unwrap().unwrap().is_ok());
