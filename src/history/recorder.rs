@@ -70,7 +70,7 @@ impl Recorder {
                         self.write(rows, covered).await?;
                         flush_at.get_or_insert_with(|| Instant::now() + FLUSH_EVERY);
                     }
-                    if !is_empty && !flush_at.is_some_and(|at| Instant::now() >= at) {
+                    if !is_empty && flush_at.is_none_or(|at| Instant::now() < at) {
                         continue;
                     }
                 }
@@ -125,7 +125,7 @@ impl Recorder {
         let failed = change.to != State::Completed || change.failure.is_some();
         let ends = change.to.is_finished() && (all || failed);
         let charged = change.lease_end.is_some_and(|end| end.charged);
-        let attempt = (leased && (all || charged || ends)).then(|| Row::Attempt(attempt(change, begin)));
+        let attempt = (leased && (all || charged || ends)).then(|| Row::Attempt(Box::new(attempt(change, begin))));
         [attempt, ends.then(|| Row::Finished(Box::new(finished(change))))]
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// A payload, a result, a checkpoint. A clone counts a reference and never allocates; the first clone
+/// A result, a checkpoint. A clone counts a reference and never allocates; the first clone
 /// of a `Bytes` does.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Blob(Option<Arc<[u8]>>);

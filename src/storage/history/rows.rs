@@ -113,7 +113,7 @@ pub struct Gap {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Row {
     Finished(Box<Finished>),
-    Attempt(Attempt),
+    Attempt(Box<Attempt>),
     Gap(Gap),
 }
 

@@ -28,7 +28,8 @@ fn finished(queue: &str, id: &str, revision: u64) -> Row {
 
 fn attempt(queue: &str, id: &str, fence: u64) -> Row {
     let (queue, id) = (queue.to_owned(), id.to_owned());
-    Row::Attempt(Attempt { queue, id, create_revision: 1, fence, end_ms: fence * 10, cause: 1, ..Attempt::default() })
+    let end_ms = fence * 10;
+    Row::Attempt(Box::new(Attempt { queue, id, create_revision: 1, fence, end_ms, cause: 1, ..Attempt::default() }))
 }
 
 fn query(queue: &str) -> Query {
