@@ -409,8 +409,9 @@ mod tests {
         }
         let mut late = Box::pin(submitter.submit(package()));
         assert!((&mut late).now_or_never().is_none(), "the window is full");
-        let answer = tickets.swap_remove(0).await.expect_err("nobody answers");
+        let soon = Duration::from_secs(20);
+        let answer = timeout(soon, tickets.swap_remove(0)).await.expect("by its deadline").expect_err("nobody answers");
         assert!(!answer.is_unknown(), "nothing was ever sent");
-        late.await.expect("there is room");
+        timeout(soon, late).await.expect("soon").expect("there is room");
     }
 }
