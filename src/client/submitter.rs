@@ -374,11 +374,10 @@ impl Pipeline {
         tracing::debug!(error = %error, unconfirmed = self.unsent.len(), "submit stream broke");
         let pause = self.backoff.pause(error.retry_after());
         tokio::time::sleep(pause).await;
-        // Without a stream nobody else looks at what comes in, and at its deadlines.
+        // What nobody takes while there is no stream has its deadline all the same.
         while let Ok(waiting) = self.receiver.try_recv() {
             self.unsent.push_back(waiting);
         }
-        self.expire(Instant::now());
     }
 
     fn expire(&mut self, now: Instant) {
