@@ -26,9 +26,14 @@ pub struct Reads {
 impl Reads {
     /// Starts the task; it ends with the last `Reads`.
     pub fn spawn(raft: Raft, standing: watch::Receiver<Standing>) -> Arc<Self> {
+        let (reads, asked) = Self::new(standing.clone());
+        tokio::spawn(run(raft, asked, standing));
+        Arc::new(reads)
+    }
+
+    fn new(standing: watch::Receiver<Standing>) -> (Self, mpsc::Receiver<Answer>) {
         let (ask, asked) = mpsc::channel(limits::MAX_BARRIERS_WAITING);
-        tokio::spawn(run(raft, asked, standing.clone()));
-        Arc::new(Self { ask, standing })
+        (Self { ask, standing }, asked)
     }
 
     pub async fn barrier(&self, deadline: Duration) -> Result<(), ProposeError> {
@@ -72,9 +77,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn barriers_past_a_round_wait_outside_for_the_next_one() {
         const MOST: usize = limits::MAX_BARRIERS_WAITING;
-        let (ask, mut asked) = mpsc::channel(MOST);
         let (_leads, standing) = watch::channel(Standing { leading: Some(1), ..Standing::default() });
-        let reads = Reads { ask, standing };
+        let (reads, mut asked) = Reads::new(standing);
         let barrier = || {
             let reads = reads.clone();
             async move { reads.barrier(Duration::from_secs(1)).await }

@@ -197,7 +197,8 @@ async fn calls_that_wait_are_bounded_and_refused_by_name() {
     let wait = |n: usize| node.dispatch.wait_package(queue.clone(), &format!("w{n}"));
     let mut waiters: Vec<_> = (0..limits::MAX_WAITERS).map(|n| wait(n).expect("room for all of them")).collect();
     let request = || v1::WaitPackageRequest { queue: "jobs".into(), id: "a".into() };
-    let status = refused(node.packages.wait_package(request()).await, Code::ResourceExhausted, "TOO_MANY_WAITERS");
+    let late = timeout(WAIT, node.packages.wait_package(request())).await.expect("refused at once");
+    let status = refused(late, Code::ResourceExhausted, "TOO_MANY_WAITERS");
     assert!(status.get_details_quota_failure().is_some() && status.get_details_retry_info().is_some());
     waiters.pop();
     let mut packages = node.packages.clone();

@@ -76,6 +76,15 @@ fn reads_are_capped_by_bytes_and_the_cache_is_bounded() {
 
 const MIB: usize = 1 << 20;
 
+/// Lets the disk go on, also if the test fails: closing a log waits for its threads.
+struct GoesOn(SimDisk);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        self.0.hang(false);
+    }
+}
+
 /// A log of its own threads on a disk that may hang, with room for everything in one segment.
 fn threaded() -> (SimDisk, Wal) {
     let disk = SimDisk::new();
@@ -92,6 +101,7 @@ fn large(index: u64) -> Entry {
 #[test]
 fn past_the_bytes_that_may_wait_an_append_is_held_back() {
     let (disk, log) = threaded();
+    let _goes_on = GoesOn(disk.clone());
     disk.hang(true);
     let most = (limits::LOG_QUEUE_BYTES / MIB) as u64;
     (0..most - 1).for_each(|index| log.append(vec![large(index)], Box::new(|_| {})).expect("accepted"));
@@ -107,6 +117,7 @@ fn past_the_bytes_that_may_wait_an_append_is_held_back() {
 #[test]
 fn a_long_queue_takes_several_writes() {
     let (disk, log) = threaded();
+    let _goes_on = GoesOn(disk.clone());
     disk.hang(true);
     let (done, all) = std::sync::mpsc::sync_channel(1);
     // The first is taken alone, perhaps, and waits for the disk.
