@@ -69,6 +69,7 @@ impl Rpc for v1::GetStatusRequest {
             purged_index: status.purged_index,
             members: members(&status),
             change_under_way: status.change_under_way,
+            waiting: core.raft.waiting().unwrap_or_default(),
             disk: Some(v1::Disk {
                 path: status.disk.path.clone(),
                 free_bytes: status.disk.free_bytes,

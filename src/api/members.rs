@@ -88,7 +88,7 @@ impl Rpc for v1::SafeToStopRequest {
     async fn run(&self, core: &Core, call: &Call) -> Result<Self::Answer, Refusal> {
         // A leader that is cut off sees a quorum that is none any more.
         core.raft.read_barrier(call.left()).await?;
-        let (safe, reason) = core.raft.safe_to_stop(self.node)?;
+        let (safe, reason) = core.raft.safe_to_stop(self.node).await?;
         Ok(v1::SafeToStopResponse { safe, reason, revision: core.revision() })
     }
 }

@@ -231,6 +231,7 @@ async fn status(client: &Client, target: &Target, output: Output) -> anyhow::Res
     for node in &nodes {
         let name = node.node.map_or_else(|| node.addr.clone(), |node| format!("node {node}"));
         node.alarms.iter().for_each(|alarm| output::note(format_args!("{name}: {alarm}")));
+        node.waiting.iter().for_each(|why| output::note(format_args!("{name}: {why}")));
         node.error.iter().for_each(|error| output::note(format_args!("{name}: {error}")));
     }
     match trouble {

@@ -372,17 +372,20 @@ const CAUGHT_UP: u64 = crate::types::limits::CAUGHT_UP_ENTRIES / 2;
 async fn become_voters(client: &Client, nodes: &[u64], again: &str) -> anyhow::Result<()> {
     let promoted = steadily(client, || client.promote_members(nodes)).await.map_err(|error| hint(error, again))?;
     let what = if promoted.changed { "now" } else { "already" };
-    output::note(format_args!("{} voting {what}", names(nodes)));
+    let verb = if nodes.len() == 1 { "votes" } else { "vote" };
+    output::note(format_args!("{} {verb} {what}", names(nodes)));
     Ok(())
 }
 
 /// An error with the command to give next, unless its own kind says another.
 fn hint(error: Error, next: &str) -> anyhow::Error {
-    let next = match error.reason() {
-        "NODE_NOT_FOUND" | "WOULD_LOSE_QUORUM" | "LAST_VOTER" | "NODE_EXISTS" => "wharf cluster status",
-        _ => next,
-    };
-    Failure::new(super::exit::of_client(&error), error.to_string()).next(next).into()
+    let failure = Failure::new(super::exit::of_client(&error), error.to_string());
+    match error.reason() {
+        // The message names the command.
+        "NODE_EXISTS" => failure.into(),
+        "NODE_NOT_FOUND" | "WOULD_LOSE_QUORUM" | "LAST_VOTER" => failure.next("wharf cluster status").into(),
+        _ => failure.next(next).into(),
+    }
 }
 
 fn names(nodes: &[u64]) -> String {

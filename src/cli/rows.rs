@@ -454,6 +454,9 @@ pub struct Node {
     pub version: Option<String>,
     pub uptime: Option<String>,
     pub alarms: Vec<String>,
+    /// Why it takes no part yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -467,6 +470,7 @@ impl Node {
         let role = match &status {
             None => "unreachable",
             Some(status) if status.leader == status.node => "leader",
+            Some(status) if !status.waiting.is_empty() => "waiting",
             Some(status) if status.members.iter().any(|member| member.node == status.node && !member.voter) => {
                 "learner"
             }
@@ -493,6 +497,7 @@ impl Node {
             version: status.as_ref().map(|status| status.version.clone()),
             uptime: status.as_ref().map(|status| json_duration(status.uptime)),
             alarms: alarms.map(|alarm| format!("{}: {}", alarm.name, alarm.message)).collect(),
+            waiting: status.as_ref().map(|status| status.waiting.clone()).filter(|why| !why.is_empty()),
             error,
         }
     }

@@ -306,8 +306,8 @@ impl Handle {
     }
 
     /// Whether the cluster goes on if `node` stops now, and why. Only the leader can tell.
-    pub fn safe_to_stop(&self, node: NodeId) -> Result<(bool, String), membership::Error> {
-        self.inner.reconfig.safe_to_stop(node)
+    pub async fn safe_to_stop(&self, node: NodeId) -> Result<(bool, String), membership::Error> {
+        self.inner.reconfig.safe_to_stop(node).await
     }
 
     /// This node waits for an operator to let it take part: no call can be served soon.

@@ -53,7 +53,7 @@ enum Word {
     /// A later membership than this node's does not have it.
     Removed,
     /// Another node answers under that number: it lost its data directory.
-    Wiped(NodeId),
+    Wiped(NodeId, String),
 }
 
 impl Maintenance {
@@ -108,7 +108,7 @@ impl Maintenance {
         let mut wiped = Vec::new();
         for word in probes.filter_map(async |word| word).collect::<Vec<_>>().await {
             match word {
-                Word::Wiped(node) => wiped.push(node),
+                Word::Wiped(node, addr) => wiped.push((node, addr)),
                 Word::Removed => {
                     let node = self.peers.node;
                     let why = format!(
@@ -123,10 +123,13 @@ impl Maintenance {
             }
         }
         wiped.sort_unstable();
+        let commands: Vec<_> =
+            wiped.iter().map(|(node, addr)| format!("wharf cluster replace {node} --peer {addr}")).collect();
+        let all: Vec<_> = wiped.iter().map(|(node, _)| *node).collect();
         let message = format!(
-            "{} came back with a new data directory and takes no part: wharf cluster replace {} --peer HOST:PORT",
-            nodes(&wiped),
-            wiped.first().copied().unwrap_or_default()
+            "{} came back with a new data directory, to take no part until: {}",
+            nodes(&all),
+            commands.join("; ")
         );
         self.alarm("NODE_WIPED", (!wiped.is_empty()).then_some(message));
     }
@@ -141,7 +144,7 @@ impl Maintenance {
         let ours = self.peers.cluster_id();
         if answer.incarnation != peer.member.incarnation {
             let blank = answer.cluster_id.is_empty() || answer.cluster_id == ours;
-            return (blank && !answer.initialized).then_some(Word::Wiped(peer.node));
+            return (blank && !answer.initialized).then_some(Word::Wiped(peer.node, peer.member.peer_addr));
         }
         self.peers.heard(peer.node, answer.incarnation, answer.health);
         if let Some(member) = answer.member {

@@ -133,6 +133,13 @@ pub struct Remove {
 }
 
 impl View {
+    /// Members that did not answer just now, under the incarnations that they have, count as silent.
+    pub fn only(&mut self, answering: &BTreeMap<NodeId, u64>) {
+        for (node, seen) in &mut self.members {
+            seen.reachable &= answering.get(node) == Some(&seen.member.incarnation);
+        }
+    }
+
     /// A change that was begun is not at its end.
     pub fn under_way(&self) -> bool {
         !self.committed || self.voters.len() > 1
@@ -418,6 +425,16 @@ mod tests {
         assert_eq!(slow.successor(&set(&[1])), Some(3), "who has most of the log leads next");
         assert_eq!(slow.successor(&set(&[1, 3])), Some(2));
         assert_eq!(three.successor(&set(&[1, 2])), None, "node 3 does not answer, node 4 is a learner");
+    }
+
+    #[test]
+    fn who_does_not_answer_now_does_not_count() {
+        let mut three = view(&[&[1, 2, 3]], &[(1, Some(0)), (2, Some(0)), (3, Some(0))]);
+        three.only(&BTreeMap::from([(1, 101), (2, 102), (3, 103)]));
+        assert!(three.remove(&set(&[3]), false).is_ok());
+        three.only(&BTreeMap::from([(1, 101), (2, 7), (3, 103)]));
+        assert_eq!(three.remove(&set(&[3]), false), Err(Error::QuorumLost { current: 1, voters: 2 }));
+        assert!(!three.safe_to_stop(3).unwrap().0);
     }
 
     #[test]

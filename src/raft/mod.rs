@@ -122,7 +122,7 @@ pub enum Fatal {
     Broken { index: u64, crc: u32, broken: Broken },
     #[error("the snapshot cannot be used: {0}")]
     Snapshot(String),
-    #[error("{0}")]
+    #[error(transparent)]
     Refused(#[from] bootstrap::Refused),
     #[error("raft stopped: {0}")]
     Raft(String),

@@ -59,6 +59,14 @@ struct Turn {
     lock: OwnedMutexGuard<()>,
 }
 
+impl Turn {
+    /// Members that do not answer now count as silent, whatever was heard of them lately.
+    fn among(mut self, answering: &BTreeMap<NodeId, u64>) -> Self {
+        self.view.only(answering);
+        self
+    }
+}
+
 impl Reconfig {
     /// Adds the node that waits at `addr` as a learner. False: it is a member already.
     pub async fn add(
@@ -71,7 +79,8 @@ impl Reconfig {
     ) -> Result<bool, Error> {
         self.term()?;
         let newcomer = self.meet(node, addr).await?;
-        let turn = self.begin()?;
+        let answering = self.answering().await;
+        let turn = self.begin()?.among(&answering);
         let state_version = self.state_version();
         let learner = |member| ChangeMembers::AddNodes(BTreeMap::from([(node, member)]));
         let member = newcomer.member.clone();
@@ -89,16 +98,8 @@ impl Reconfig {
     /// Makes learners voters, all at once. False: all are voters.
     pub async fn promote(&self, nodes: &BTreeSet<NodeId>, limit: Duration) -> Result<bool, Error> {
         self.term()?;
-        // A single voter that counts on a dead one stands still: they must answer now, not lately.
-        let view = self.view();
-        for node in view.promote(nodes)? {
-            let known = view.members.get(&node).map(|seen| seen.member.clone()).unwrap_or_default();
-            let answer = self.probe(node, &known.peer_addr).await;
-            if !answer.is_ok_and(|answer| answer.incarnation == known.incarnation) {
-                return Err(Error::Silent(node));
-            }
-        }
-        let turn = self.begin()?;
+        let answering = self.answering().await;
+        let turn = self.begin()?.among(&answering);
         let learners = turn.view.promote(nodes)?;
         if learners.is_empty() {
             return Ok(false);
@@ -115,7 +116,9 @@ impl Reconfig {
         force: bool,
         limit: Duration,
     ) -> Result<Option<NodeId>, Error> {
-        let turn = self.begin()?;
+        self.term()?;
+        let answering = self.answering().await;
+        let turn = self.begin()?.among(&answering);
         let Remove { voters, learners } = turn.view.remove(nodes, force)?;
         if nodes.contains(&turn.view.own) {
             let voters = turn.view.voters.iter().flatten().count();
@@ -130,9 +133,12 @@ impl Reconfig {
     }
 
     /// Whether the cluster goes on if `node` stops now, and why.
-    pub fn safe_to_stop(&self, node: NodeId) -> Result<(bool, String), Error> {
+    pub async fn safe_to_stop(&self, node: NodeId) -> Result<(bool, String), Error> {
         self.term()?;
-        self.view().safe_to_stop(node)
+        let answering = self.answering().await;
+        let mut view = self.view();
+        view.only(&answering);
+        view.safe_to_stop(node)
     }
 
     /// Whether a change is not at its end.
@@ -283,6 +289,20 @@ impl Reconfig {
             }
         }
         Ok(Newcomer { node, member, machine_version: health.machine_version, elsewhere: another })
+    }
+
+    /// The members that answer now, with their incarnations. Who died a moment ago still counts as
+    /// reachable, and a change that counts on it would stand still, with the whole cluster.
+    async fn answering(&self) -> BTreeMap<NodeId, u64> {
+        let members = self.view().members;
+        let probes = members.into_iter().map(|(node, seen)| async move {
+            if node == self.peers.node {
+                return Some((node, self.peers.own.incarnation));
+            }
+            let answer = self.probe(node, &seen.member.peer_addr).await.ok()?;
+            Some((node, answer.incarnation))
+        });
+        futures::future::join_all(probes).await.into_iter().flatten().collect()
     }
 
     async fn probe(&self, node: NodeId, addr: &str) -> Result<pb::ProbeResponse, Error> {

@@ -10,7 +10,9 @@ use super::snapshots::{Meta, Snapshots};
 use super::wal::{Flusher, Options, Wal};
 use super::*;
 
-const SEGMENT: &[u8] = include_bytes!("../../tests/fixtures/storage/log-format-1.wal");
+/// As it was before segments told their size.
+const FIRST_SEGMENT: &[u8] = include_bytes!("../../tests/fixtures/storage/log-format-1.wal");
+const SEGMENT: &[u8] = include_bytes!("../../tests/fixtures/storage/log-format-1-sized.wal");
 const SNAPSHOT: &[u8] = include_bytes!("../../tests/fixtures/storage/snapshot-format-1.snap");
 const IDENTITY: &[u8] = include_bytes!("../../tests/fixtures/storage/identity-1");
 const INCARNATION: u64 = 0x0123_4567_89ab_cdef;
@@ -53,9 +55,14 @@ fn meta() -> Meta {
 }
 
 #[test]
-fn the_first_log_opens() {
+fn the_first_logs_open() {
+    opens(FIRST_SEGMENT);
+    opens(SEGMENT);
+}
+
+fn opens(segment: &[u8]) {
     let disk = SimDisk::new();
-    place(&disk, "/log/0000000001.wal", SEGMENT);
+    place(&disk, "/log/0000000001.wal", segment);
     let log = Wal::open(Arc::new(disk), Path::new("/log"), INCARNATION, options()).expect("opened");
     assert_eq!(log.vote(), Some(Vote { term: 3, node: 2, committed: true }));
     assert_eq!(log.committed(), Some(id(3, 1)));

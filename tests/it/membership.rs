@@ -66,6 +66,8 @@ async fn one_and_waiting(waiting: std::ops::RangeInclusive<u64>) -> Scene {
     let mut scene = Scene::with(Options { nodes: 1, ..Options::new(binary()) }).await;
     for node in waiting {
         scene.cluster.join(node).await.unwrap();
+        let answers = || async { scene.cluster.status(node).await.ok() };
+        wait::until("a node that waits to be added", SOON, answers).await.unwrap();
     }
     scene.client = scene.cluster.client().unwrap();
     scene
@@ -271,6 +273,26 @@ async fn moved_node_is_followed() {
     judge(&scene, production, workers).await;
 }
 
+/// A change that would count on a node which died a moment ago would leave the cluster standing still.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn change_does_not_count_on_who_just_died() {
+    let mut scene = Scene::new().await;
+    scene.queue(QUEUE, QueueSettings::default()).await;
+    let client = scene.cluster.client().unwrap();
+    let leader = scene.cluster.leader().await.unwrap();
+    let others: Vec<u64> = (1..=3).filter(|node| *node != leader).collect();
+    assert!(client.safe_to_stop(others[1]).await.unwrap().safe);
+    scene.cluster.kill(others[0]).await.unwrap();
+    let refused = client.remove_members(&[others[1]], false).await.expect_err("one of two would be dead");
+    assert_eq!(refused.reason(), "WOULD_LOSE_QUORUM", "{refused}");
+    let safe = client.safe_to_stop(others[1]).await.unwrap();
+    assert!(!safe.safe, "{}", safe.reason);
+    assert!(client.safe_to_stop(others[0]).await.unwrap().safe, "it is down already");
+    scene.cluster.restart(others[0]).await.unwrap();
+    remove(&client, &[others[1]]).await;
+    assert_eq!(voters(&scene).await.len(), 2);
+}
+
 /// What the verbs print, and their exit codes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verbs_of_membership() {
@@ -279,6 +301,7 @@ async fn verbs_of_membership() {
     let peer = scene.cluster.peer_addr(2).unwrap().to_owned();
     let ready = scene.cluster.status(2).await.unwrap();
     assert_eq!((ready.leader, ready.members.len()), (0, 0));
+    assert_eq!(ready.waiting, format!("waiting to be added: wharf cluster add-node 2 --peer {peer}"));
     let waits = wharf(scene.cluster.addr(2).unwrap(), &["queue", "list", "--timeout", "2s"]).await;
     waits.fails(75);
 

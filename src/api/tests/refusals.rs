@@ -39,12 +39,25 @@ fn paths(status: &Status) -> Vec<String> {
 async fn bad_fields_are_named_with_their_paths() {
     let mut node = single().await;
     let bad = vec![
-        package("jobs", "fine"),
         v1::NewPackage { priority: Some(10), ..package("no queue", "x") },
         package("jobs", &"x".repeat(limits::MAX_ID_BYTES + 1)),
     ];
-    let status = refused(node.submit(bad).await, Code::InvalidArgument, "BAD_FIELD");
-    assert_eq!(paths(&status), ["packages[1].queue", "packages[1].priority", "packages[2].id"]);
+    let status = refused(node.submit(bad.clone()).await, Code::InvalidArgument, "BAD_FIELD");
+    assert_eq!(paths(&status), ["packages[0].queue", "packages[0].priority", "packages[1].id"]);
+
+    // Beside a good one each is refused alone, unless the request is atomic.
+    node.create("good", v1::QueueSettings::default()).await.unwrap();
+    let mut mixed = bad.clone();
+    mixed.insert(1, package("good", "fine"));
+    let results = node.submit(mixed.clone()).await.unwrap();
+    let errors: Vec<_> = results.into_iter().map(|result| inside(result.error)).collect();
+    assert!(errors[1].is_ok());
+    assert_eq!(paths(errors[0].as_ref().unwrap_err()), ["packages[0].queue", "packages[0].priority"]);
+    assert_eq!(paths(errors[2].as_ref().unwrap_err()), ["packages[2].id"]);
+    assert_eq!(node.get("good", "fine").await.unwrap().state(), v1::State::Ready);
+    let atomic = v1::SubmitRequest { packages: mixed, atomic: true };
+    let status = refused(node.packages.submit(atomic).await, Code::InvalidArgument, "BAD_FIELD");
+    assert_eq!(paths(&status), ["packages[0].queue", "packages[0].priority", "packages[2].id"]);
 
     let later =
         v1::NewPackage { group_key: "g".into(), reply_to: "r".into(), forward_to: "f".into(), ..package("jobs", "x") };

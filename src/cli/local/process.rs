@@ -139,14 +139,12 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(polite.has_ended().is_none());
+        let usage = polite.usage().unwrap();
+        assert!((100_000..1 << 30).contains(&usage.memory_bytes) && usage.cpu < SOON, "{usage:?}");
         polite.terminate().unwrap();
         assert_eq!(polite.ended(SOON).await.and_then(|status| status.code()), Some(7));
         assert!(polite.terminate().is_err(), "it is gone");
         assert!(std::fs::read_to_string(&log).unwrap().contains("bye"));
-
-        let usage = Process::spawn(Path::new("/bin/sh"), ["-c", "exec sleep 600"], &log).unwrap().usage().unwrap();
-        assert!((100_000..1 << 30).contains(&usage.memory_bytes), "{usage:?}");
-        assert!(usage.cpu < SOON, "{usage:?}");
 
         let mut frozen = shell("exec sleep 600", &log);
         frozen.freeze().unwrap();
