@@ -26,7 +26,8 @@ const LINES_WAITING: usize = 64;
 /// Submit packages to a queue.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Answers once a quorum of nodes has the package on disk, with its id on standard output.
+Answers once a quorum of nodes has the package on disk, with its id on standard output; with --lines,
+the ids of what was taken, in the order of the lines.
 
 Examples:
   wharf submit jobs --payload hello
@@ -269,15 +270,19 @@ impl Tally {
             Err(error) => {
                 let count = if error.is_unknown() { &mut self.unknown } else { &mut self.refused };
                 *count += 1;
-                self.exit.get_or_insert(exit::of_client(&error));
+                // The command was good, a line was not.
+                let exit = Some(exit::of_client(&error)).filter(|exit| *exit != Exit::Usage).unwrap_or(Exit::Failed);
+                self.exit.get_or_insert(exit);
                 if self.refused + self.unknown <= REFUSALS_TOLD {
                     bar.suspend(|| output::note(format_args!("{id}: {error}")));
                 }
                 rows::Submitted { queue: submit.queue.clone(), id, duplicate: false, error: Some(error.to_string()) }
             }
         };
-        if self.format == Format::Jsonl {
-            output::object(&row)?;
+        match self.format {
+            Format::Jsonl => output::object(&row)?,
+            Format::Table if row.error.is_none() => output::line(&row.id)?,
+            Format::Table | Format::Json => {}
         }
         Ok(())
     }

@@ -130,7 +130,9 @@ async fn verbs_for_queues_and_work() {
     assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
 
     let input = "1\n2\n3\n";
-    wharf_fed(addrs, &["submit", QUEUE, "--lines", "--id-prefix", "n"], input).await.ok();
+    let taken = wharf_fed(addrs, &["submit", QUEUE, "--lines", "--id-prefix", "n"], input).await;
+    let ids: Vec<String> = (1..=input.lines().count()).map(|n| format!("n-{n}")).collect();
+    assert!(taken.ok().lines().eq(ids), "the ids of what was taken, in the order of the lines");
     wharf(addrs, &["submit", QUEUE, "--payload", "bad", "--id", "bad", "--max-attempts", "1"]).await.ok();
     wharf(addrs, &["queue", "seal", QUEUE]).await.ok();
     wharf(addrs, &["submit", QUEUE, "--payload", "late"]).await.fails(1);
