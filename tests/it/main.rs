@@ -20,6 +20,7 @@ mod history;
 mod idle_waits;
 mod languages;
 mod membership;
+mod metrics;
 mod pace;
 mod refusals;
 mod restarts;
