@@ -11,6 +11,7 @@ mod cli;
 mod coordinator;
 mod crowd;
 mod cutoffs;
+mod deploy;
 mod ends;
 mod failover;
 mod followers;
