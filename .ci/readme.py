@@ -6,35 +6,31 @@ block starts once the text after `until:` has appeared in its output. A block af
 `<!-- run: no, because … -->` is not run.
 """
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 
-BLOCK = re.compile(r"(?:<!-- run: ([^\n]*?) -->\n+)?```sh\n(.*?)```", re.S)
+import blocks
+
 LIMIT_SECONDS = 40 * 60
 WAIT_SECONDS = 60
 
 
 def main() -> int:
-    text = open("README.md", encoding="utf-8").read()
-    blocks = BLOCK.findall(text)
-    if len(blocks) < 3:
-        sys.exit("README.md has hardly any block: was it understood?")
     env = dict(os.environ, PATH=os.path.abspath("target/release") + os.pathsep + os.environ["PATH"])
     background = []
     try:
-        for note, code in blocks:
+        for note, code in blocks.of("README.md"):
             print(f"\n$ {code.strip()}", flush=True)
-            if note.startswith("no, because "):
+            if blocks.is_left_out(note):
                 print(f"(not run: {note})", flush=True)
             elif note.startswith("background"):
                 background.append(start(code, note, env))
             else:
                 begin = time.monotonic()
-                done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=env, timeout=LIMIT_SECONDS)
+                done = subprocess.run(blocks.typed(code), env=env, timeout=LIMIT_SECONDS)
                 if done.returncode != 0:
                     print(f"README block failed with {done.returncode}", file=sys.stderr)
                     return 1
@@ -53,7 +49,7 @@ def start(code: str, note: str, env: dict) -> subprocess.Popen:
     until = note.split("until: ", 1)[1]
     log = tempfile.NamedTemporaryFile("w+", suffix=".log")
     process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", code],
+        blocks.typed(code),
         env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )
     end = time.monotonic() + WAIT_SECONDS

@@ -16,9 +16,6 @@ use crate::raft::handle::{MICROS_BUCKETS, Metrics};
 use crate::telemetry::metric;
 use crate::types::limits::MAX_QUEUES_IN_METRICS;
 
-/// What `/metrics` says it is.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// Upper bounds of [`Metrics::group_sizes`]; the last bucket has none.
 const GROUP_BUCKETS: [u64; 6] = [1, 4, 16, 64, 256, 1024];
 
@@ -147,17 +144,13 @@ impl Write<'_> {
         self.gauge(metric::RAFT_COMMITTED_INDEX, "Index up to which the log is committed", status.committed_index)?;
         self.gauge(metric::RAFT_APPLIED_INDEX, "Index up to which the log is applied", status.applied_index)?;
         self.gauge(metric::RAFT_SNAPSHOT_INDEX, "Index of the last snapshot", status.snapshot_index)?;
-        let lag = status.committed_index.saturating_sub(status.applied_index);
-        self.gauge(metric::RAFT_APPLY_LAG, "Committed entries that are not applied", lag)?;
+        self.gauge(metric::RAFT_APPLY_LAG, "Committed entries that are not applied", sample.apply_lag())?;
 
         let peers: Vec<(String, bool, Option<u64>)> = status
             .members
             .iter()
             .filter(|member| member.node != status.node)
-            .map(|member| {
-                let lag = member.matched_index.map(|index| status.last_log_index.saturating_sub(index));
-                (member.node.to_string(), member.reachable, lag)
-            })
+            .map(|member| (member.node.to_string(), member.reachable, sample.lag(member)))
             .collect();
         let lags = peers.iter().filter_map(|(node, _, lag)| Some(([("peer", node.as_str())], (*lag)?)));
         self.gauges(metric::RAFT_PEER_LAG, "Entries that a member lacks; told by the leader", lags)?;

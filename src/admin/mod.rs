@@ -4,13 +4,14 @@
 //! |---|---|
 //! | `/livez` | 200 while the process runs. Never depends on a quorum: a restart heals no partition |
 //! | `/readyz` | 200 once the node recovered, listens and knows a leader; else 503 and why (a node that joins: how) |
-//! | `/metrics` | OpenMetrics text |
+//! | `/metrics` | OpenMetrics text where it is asked for, else the older text of Prometheus |
 //! | `/stats.json` | the same numbers as one JSON object |
 //!
 //! Invariants: nothing here changes state or waits for the cluster; all answers come from this
 //! node's own view. Labels are bounded: queues past a limit are counted, not named, and no label
 //! carries an id.
 
+mod exposition;
 mod metrics;
 mod sample;
 
@@ -21,13 +22,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::exposition::Form;
 use self::metrics::Registry;
 use self::sample::Sample;
 use crate::env::{BoxStream, Listener};
@@ -96,9 +98,11 @@ async fn readyz(State(node): State<Arc<Node>>) -> Response {
     "ok\n".into_response()
 }
 
-async fn metrics(State(node): State<Arc<Node>>) -> Response {
-    let text = node.registry.encode(node.sample());
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+async fn metrics(State(node): State<Arc<Node>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let form = Form::asked(accept.unwrap_or_default());
+    let text = form.of(node.registry.encode(node.sample()));
+    ([(header::CONTENT_TYPE, form.content_type())], text).into_response()
 }
 
 async fn stats(State(node): State<Arc<Node>>) -> Response {

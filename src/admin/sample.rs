@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::history;
 use crate::machine::view::{QueueView, Summary};
-use crate::raft::handle::Status;
+use crate::raft::handle::{MemberStatus, Status};
 use crate::types::Cause;
 
 use super::Sources;
@@ -55,6 +55,16 @@ impl Sample {
         Cause::ALL.into_iter().zip(queue.lease_ends.into_iter().skip(1))
     }
 
+    /// Committed entries that are not applied.
+    pub fn apply_lag(&self) -> u64 {
+        self.status.committed_index.saturating_sub(self.status.applied_index)
+    }
+
+    /// Entries that a member lacks; only the leader knows.
+    pub fn lag(&self, member: &MemberStatus) -> Option<u64> {
+        Some(self.status.last_log_index.saturating_sub(member.matched_index?))
+    }
+
     /// All of it for programs.
     pub fn to_json(&self) -> Value {
         let Self { status, summary, .. } = self;
@@ -72,11 +82,13 @@ impl Sample {
                 "applied_index": status.applied_index,
                 "snapshot_index": status.snapshot_index,
                 "purged_index": status.purged_index,
+                "apply_lag_entries": self.apply_lag(),
                 "members": status.members.iter().map(|member| json!({
                     "node": member.node,
                     "voter": member.voter,
                     "reachable": member.reachable,
                     "matched_index": member.matched_index,
+                    "lag_entries": self.lag(member),
                 })).collect::<Vec<_>>(),
             },
             "state": {

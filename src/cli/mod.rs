@@ -1,6 +1,6 @@
 //! The command line: `serve`, the programs around it, and the operator's verbs.
 //!
-//! Invariants: verbs talk to a cluster only through [`crate::client`]. Data goes to standard
+//! Invariants: verbs talk to a cluster only through [`crate::client`]; `health` asks one node's admin port. Data goes to standard
 //! output, everything else to standard error. Exit codes are those of [`exit::Exit`], mapped from
 //! errors in that one place. An error names the next command to run.
 
@@ -10,6 +10,7 @@ mod consent;
 mod demo;
 mod dev;
 pub mod exit;
+mod health;
 mod history;
 mod list;
 pub mod local;
@@ -82,6 +83,7 @@ enum Verb {
     Worker(cluster::WorkerVerb),
     Cluster(cluster::ClusterVerb),
     Check(cluster::Check),
+    Health(health::Health),
     Config(serve::ConfigVerb),
     /// Write a shell's completion script.
     #[command(after_help = "Example:\n  wharf completion bash > /etc/bash_completion.d/wharf")]
@@ -158,6 +160,7 @@ async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
         Verb::Worker(verb) => verb.run(&client()?).await,
         Verb::Cluster(verb) => verb.run(&client()?, target).await,
         Verb::Check(verb) => verb.run(&client()?, target).await,
+        Verb::Health(verb) => verb.run().await,
         Verb::Config(verb) => verb.run(),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "wharf", &mut std::io::stdout());

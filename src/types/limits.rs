@@ -336,3 +336,6 @@ pub const SHUTDOWN_TRANSFER_MS: u64 = 2_000;
 
 /// A node that stops lets calls under way finish for so long.
 pub const SHUTDOWN_CALLS_MS: u64 = 3_000;
+
+/// What the command line reads of a node's answer about its health.
+pub const MAX_HEALTH_ANSWER_BYTES: u64 = 4 << 10;
