@@ -211,8 +211,8 @@ async fn run_example(name: &str) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn coordinator_example() {
-    let Some(told) = run_example("coordinator").await else { return };
+async fn orders_example() {
+    let Some(told) = run_example("orders").await else { return };
     assert!(told.contains("which led (-9)"), "{told}");
 }
 

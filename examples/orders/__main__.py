@@ -1,6 +1,6 @@
 """A package coordinator: a day at an order desk, whose cluster loses its leader in the middle of the work.
 
-    examples/python/run examples/coordinator
+    examples/python/run examples/orders
 
 It starts a cluster of three nodes, takes orders, has three workers pack them and shows how the queue stands. Each step
 is checked; exit code 1 if anything is not as it should be.
