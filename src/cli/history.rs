@@ -6,7 +6,7 @@ use super::args::{self, Output, Target};
 use super::exit::Exit;
 use super::output::{self, Format};
 use super::rows;
-use crate::client::{Client, HistoryGap, HistoryQuery};
+use crate::client::{Client, History, HistoryGap, HistoryQuery};
 use crate::env::Env;
 
 /// Show what a node remembers of finished packages, newest first.
@@ -101,7 +101,29 @@ impl HistoryVerb {
         let more = if last.next_page_token.is_empty() { "" } else { "; there is more: --limit 0 shows all" };
         output::note(format_args!("as node {} remembers, up to revision {}{more}", last.node, last.covered_revision));
         last.gaps.iter().for_each(note_gap);
+        if entries.is_empty() {
+            self.explain_nothing(&client).await;
+        }
         Ok(Exit::Ok)
+    }
+
+    /// Nothing was found: perhaps the queue does not want it, or there is none.
+    async fn explain_nothing(&self, client: &Client) {
+        let queue = &self.queue;
+        match client.get_queue(queue).await {
+            Ok(found) => match found.settings.unwrap_or_default().history() {
+                History::All | History::Unspecified => {}
+                History::Failures => output::note(format_args!(
+                    "`{queue}` has only failures remembered; for all: wharf queue update {queue} --history all"
+                )),
+                History::None => output::note(format_args!(
+                    "`{queue}` has nothing remembered; to change that: wharf queue update {queue} --history all"
+                )),
+            },
+            Err(error) if error.is_not_found() => output::note(format_args!("there is no queue `{queue}` now")),
+            // What was asked for was answered.
+            Err(_) => {}
+        }
     }
 }
 
