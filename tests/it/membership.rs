@@ -1,7 +1,8 @@
 //! Nodes that join, leave, move and lose their disks, under load.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use wharf::client::{Client, Error, QueueSettings};
 use wharf::testkit::cluster::Options;
 use wharf::testkit::wait;
