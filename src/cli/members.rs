@@ -18,6 +18,8 @@ use crate::client::{self, Client, Error};
 
 /// How often a learner's progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often it is told where there is no bar.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Add a node that was started with `wharf serve --join`: it gets the log as a learner.
 #[derive(Args, Debug)]
@@ -132,10 +134,12 @@ impl AddNode {
             "node {node} {}",
             if added.changed { "is a learner now" } else { "is a member already" }
         ));
-        catch_up(client, &[*node], self.patience.within, &again).await?;
         if *promote {
-            become_voters(client, &[*node], &again).await?;
-        } else if member(client, *node).await?.is_some_and(|member| !member.voter) {
+            grow_up(client, *node, self.patience.within, &again).await?;
+            return show(client, self.output).await;
+        }
+        catch_up(client, *node, Instant::now() + self.patience.within, &again).await?;
+        if member(client, *node).await?.is_some_and(|member| !member.voter) {
             output::note(format_args!("it has caught up; to let it count: wharf cluster promote {node}"));
         }
         show(client, self.output).await
@@ -144,7 +148,9 @@ impl AddNode {
 
 impl Promote {
     pub async fn run(self, client: &Client) -> anyhow::Result<Exit> {
-        become_voters(client, &self.nodes, "wharf cluster status").await?;
+        let promoted = steadily(client, || client.promote_members(&self.nodes)).await;
+        let promoted = promoted.map_err(|error| hint(error, "wharf cluster status"))?;
+        tell_voters(&self.nodes, promoted.changed);
         show(client, self.output).await
     }
 }
@@ -181,8 +187,7 @@ impl Replace {
             steadily(client, || client.add_member(*node, peer, true, *force)).await.map_err(|e| hint(e, &again))?;
         let what = if added.changed { "is a learner in the place of the lost one" } else { "is a member already" };
         output::note(format_args!("node {node} {what}"));
-        catch_up(client, &[*node], self.patience.within, &again).await?;
-        become_voters(client, &[*node], &again).await?;
+        grow_up(client, *node, self.patience.within, &again).await?;
         show(client, self.output).await
     }
 }
@@ -327,39 +332,59 @@ where
     }
 }
 
-/// Waits until the leader sees them answer and hardly behind.
-async fn catch_up(client: &Client, nodes: &[u64], within: Duration, again: &str) -> anyhow::Result<()> {
+/// A learner becomes a voter as soon as it can: one that falls behind again is waited for again.
+async fn grow_up(client: &Client, node: u64, within: Duration, again: &str) -> anyhow::Result<()> {
     let until = Instant::now() + within;
+    loop {
+        catch_up(client, node, until, again).await?;
+        let nodes = [node];
+        match steadily(client, || client.promote_members(&nodes)).await {
+            Ok(promoted) => {
+                tell_voters(&[node], promoted.changed);
+                return Ok(());
+            }
+            Err(error)
+                if Instant::now() < until && ["LEARNER_BEHIND", "NODE_UNREACHABLE"].contains(&error.reason()) =>
+            {
+                sleep(error.retry_after().unwrap_or(LOOK_EVERY)).await;
+            }
+            Err(error) => return Err(hint(error, again)),
+        }
+    }
+}
+
+/// Waits until the leader sees it answer and hardly behind.
+async fn catch_up(client: &Client, node: u64, until: Instant, again: &str) -> anyhow::Result<()> {
     let bar = output::bar(Some(0), "catching up");
-    let outcome = watch_lag(client, nodes, until, &bar).await;
+    let outcome = watch_lag(client, node, until, &bar).await;
     bar.finish_and_clear();
     match outcome? {
         true => Ok(()),
         false => {
-            let why = format!("{} did not catch up within {}", names(nodes), output::duration_text(within));
+            let why = format!("node {node} has not caught up yet; it goes on");
             Err(Failure::new(Exit::TryAgain, why).next(again).into())
         }
     }
 }
 
-async fn watch_lag(client: &Client, nodes: &[u64], until: Instant, bar: &ProgressBar) -> Result<bool, Error> {
+async fn watch_lag(client: &Client, node: u64, until: Instant, bar: &ProgressBar) -> Result<bool, Error> {
     let mut told = Instant::now();
     loop {
         let status = leader_status(client).await?;
-        let seen: Vec<_> = status.members.iter().filter(|member| nodes.contains(&member.node)).collect();
-        let furthest = seen.iter().map(|member| member.lag.unwrap_or(status.last_log_index)).max();
-        let furthest = furthest.unwrap_or(status.last_log_index);
+        let seen = status.members.iter().find(|member| member.node == node);
+        let known = seen.and_then(|member| member.lag);
+        let lag = known.unwrap_or(status.last_log_index);
         bar.set_length(status.last_log_index);
-        bar.set_position(status.last_log_index.saturating_sub(furthest));
-        if seen.len() == nodes.len() && furthest <= CAUGHT_UP && seen.iter().all(|member| member.reachable) {
+        bar.set_position(status.last_log_index.saturating_sub(lag));
+        if seen.is_some_and(|member| member.reachable) && known.is_some_and(|lag| lag <= CAUGHT_UP) {
             return Ok(true);
         }
         if Instant::now() >= until {
             return Ok(false);
         }
         // Without a terminal there is no bar.
-        if bar.is_hidden() && told.elapsed() >= Duration::from_secs(5) {
-            output::note(format_args!("{} still {furthest} log entries behind", names(nodes)));
+        if bar.is_hidden() && told.elapsed() >= TELL_EVERY {
+            output::note(format_args!("node {node} is still {lag} log entries behind"));
             told = Instant::now();
         }
         sleep(LOOK_EVERY).await;
@@ -369,12 +394,9 @@ async fn watch_lag(client: &Client, nodes: &[u64], until: Instant, bar: &Progres
 /// Well below what a promotion takes.
 const CAUGHT_UP: u64 = crate::types::limits::CAUGHT_UP_ENTRIES / 2;
 
-async fn become_voters(client: &Client, nodes: &[u64], again: &str) -> anyhow::Result<()> {
-    let promoted = steadily(client, || client.promote_members(nodes)).await.map_err(|error| hint(error, again))?;
-    let what = if promoted.changed { "now" } else { "already" };
+fn tell_voters(nodes: &[u64], changed: bool) {
     let verb = if nodes.len() == 1 { "votes" } else { "vote" };
-    output::note(format_args!("{} {verb} {what}", names(nodes)));
-    Ok(())
+    output::note(format_args!("{} {verb} {}", names(nodes), if changed { "now" } else { "already" }));
 }
 
 /// An error with the command to give next, unless its own kind says another.

@@ -210,7 +210,7 @@ impl Peer for Service {
         {
             self.peers.told(envelope.from_node, convert::member(member));
         }
-        let committed = self.raft.metrics().borrow_watched().committed_membership_config.log_id().clone();
+        let committed = *self.raft.metrics().borrow_watched().committed_membership_config.log_id();
         Ok(Response::new(pb::ProbeResponse {
             node: self.peers.node,
             incarnation: self.peers.own.incarnation,

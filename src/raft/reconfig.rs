@@ -126,8 +126,8 @@ impl Reconfig {
         }
         tracing::info!(?nodes, "removing members");
         let mut changes = Vec::new();
-        changes.extend((!learners.is_empty()).then(|| ChangeMembers::RemoveNodes(learners)));
-        changes.extend((!voters.is_empty()).then(|| ChangeMembers::RemoveVoters(voters)));
+        changes.extend((!learners.is_empty()).then_some(ChangeMembers::RemoveNodes(learners)));
+        changes.extend((!voters.is_empty()).then_some(ChangeMembers::RemoveVoters(voters)));
         self.carry_out(turn, vec![ChangeMembers::Batch(changes)], limit).await?;
         Ok(None)
     }
@@ -271,6 +271,7 @@ impl Reconfig {
             own: self.peers.node,
             voters: stored.membership().get_joint_config().clone(),
             committed: stored.log_id() == metrics.committed_membership_config.log_id(),
+            last,
             members: stored.membership().nodes().map(|(node, member)| (*node, seen(node, member))).collect(),
         }
     }

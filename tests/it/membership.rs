@@ -1,7 +1,8 @@
 //! Nodes that join, leave, move and lose their disks, under load.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use wharf::client::{Client, Error, QueueSettings};
 use wharf::testkit::cluster::Options;
 use wharf::testkit::wait;
@@ -299,7 +300,8 @@ async fn verbs_of_membership() {
     let mut scene = one_and_waiting(2..=2).await;
     let addr = scene.cluster.addr(1).unwrap().to_owned();
     let peer = scene.cluster.peer_addr(2).unwrap().to_owned();
-    let ready = scene.cluster.status(2).await.unwrap();
+    let looks = || async { scene.cluster.status(2).await.ok().filter(|status| !status.waiting.is_empty()) };
+    let ready = wait::until("word of why it waits", SOON, looks).await.unwrap();
     assert_eq!((ready.leader, ready.members.len()), (0, 0));
     assert_eq!(ready.waiting, format!("waiting to be added: wharf cluster add-node 2 --peer {peer}"));
     let waits = wharf(scene.cluster.addr(2).unwrap(), &["queue", "list", "--timeout", "2s"]).await;
