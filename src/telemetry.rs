@@ -20,9 +20,9 @@ pub enum Error {
     Gone,
 }
 
-/// openraft tells each try to reach a dead peer, and its whole state at the start; what matters of it
-/// is told by `wharf::raft`. A level that names it brings it back: `info,openraft=info`.
-const QUIET: &str = "openraft=error";
+/// openraft tells each try to reach a dead peer, its whole state at the start, and as an error each
+/// caller that went away; what matters of it is told by `wharf::raft`. A level that names it brings it back: `info,openraft=info`.
+const QUIET: &str = "openraft=error,openraft::raft=off";
 
 /// Sends the process's logs to standard error: those of `level` (`info`, or by module
 /// `info,wharf::raft=debug`), as JSON lines or as text. Once a process; the level may change later.

@@ -273,7 +273,7 @@ fn parts(refusal: &Refusal) -> Parts {
         Refusal::HopLost => Parts::new(
             Code::Unavailable,
             "OUTCOME_UNKNOWN",
-            "the connection to the leader broke while it had the call, which may or may not have been done. Repeat it with the same id",
+            "the connection to the leader broke while it had the call, which may or may not have been done. Repeat it with the same id; a worker connects again with what it holds",
         )
         .retry_ms(FAILOVER_RETRY_MS),
         Refusal::Transfer(error) => of_transfer(error),
