@@ -143,6 +143,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_page_has_its_default_size() {
+        let query = query(&v1::ListHistoryRequest { queue: "jobs".into(), ..Default::default() });
+        assert_eq!(query.map(|query| query.page_size).ok(), Some(limits::HISTORY_PAGE_DEFAULT));
+    }
+
+    #[test]
     fn tokens_read_back_and_others_are_refused() {
         let place_of = history::Place { finish: Wall(1_767_225_600_123), revision: 4711 };
         assert_eq!(place(&token(&place_of)), Some(place_of));

@@ -23,6 +23,15 @@ fn flag_beats_environment_beats_file_beats_default() {
 }
 
 #[test]
+fn history_is_bounded_by_default() {
+    let history = Config::default().history;
+    assert_eq!(history.keep.as_millis() as u64, limits::HISTORY_KEEP_MS);
+    assert_eq!(history.max_size.as_u64(), limits::HISTORY_MAX_BYTES);
+    let found = problems("[history]\nkeep = '0s'\nmax_size = '1kB'");
+    assert!(found.len() == 2 && found.iter().all(|problem| problem.contains("history.enabled = false")), "{found:?}");
+}
+
+#[test]
 fn durations_and_sizes_are_text() {
     let file = "[raft]\nheartbeat = '50ms'\nelection_min = '1s'\nelection_max = '2 seconds'\nsnapshot_every = '64MiB'\n[limits]\nlog_segment = '16 MiB'";
     let config = read(file, &[("WHARF_RAFT_HEARTBEAT", "75ms")], vec![]).unwrap();

@@ -146,8 +146,7 @@ pub const HISTORY_PAGE_BYTES: usize = 4 << 20;
 /// The latest attempts of a package, and the latest gaps, that a page tells.
 pub const HISTORY_ATTEMPTS: usize = 100;
 pub const HISTORY_GAPS: usize = 100;
-/// Rows in one write, and writes and questions that wait for the thread that keeps history.
-pub const HISTORY_WRITE_ROWS: usize = 1_024;
+/// Writes and questions that wait for the thread that keeps history; past that its reader waits.
 pub const HISTORY_JOBS: usize = 64;
 /// Begins of leases that history remembers until they end; of more the begin is not known.
 pub const HISTORY_LEASES: usize = 200_000;

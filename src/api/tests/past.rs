@@ -5,6 +5,7 @@ use tonic::Code;
 use super::super::status::reason;
 use super::*;
 use crate::proto::v1::{Cause, History, State};
+use crate::types::limits;
 
 impl Node {
     async fn history(&self, request: v1::ListHistoryRequest) -> Result<v1::ListHistoryResponse, Status> {
@@ -131,7 +132,12 @@ async fn history_comes_in_pages_by_id_and_by_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_asked_of_history_is_refused() {
     let node = single().await;
-    let bad = v1::ListHistoryRequest { page_size: 5_000, page_token: "x".into(), id: "x".repeat(300), ..of("a b") };
+    let bad = v1::ListHistoryRequest {
+        page_size: limits::HISTORY_PAGE as u32 + 1,
+        page_token: "x".into(),
+        id: "x".repeat(300),
+        ..of("a b")
+    };
     let status = node.history(bad).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_deref()), (Code::InvalidArgument, Some("BAD_FIELD")));
     for field in ["queue", "id", "page_size", "page_token"] {

@@ -96,7 +96,9 @@ fn a_page_is_bounded_by_bytes() {
     };
     history.write(&(1..=20).map(large).collect::<Vec<_>>(), 200).unwrap();
     let page = history.list(&query("q")).unwrap();
-    assert!((3..8).contains(&page.entries.len()) && page.next.is_some(), "{} entries", page.entries.len());
+    let least = limits::HISTORY_PAGE_BYTES / (2 << 20);
+    let most = limits::HISTORY_PAGE_BYTES / (1 << 20) + 1;
+    assert!((least..=most).contains(&page.entries.len()) && page.next.is_some(), "{} entries", page.entries.len());
 }
 
 #[test]
@@ -136,7 +138,10 @@ fn what_is_old_or_too_much_goes_oldest_first_and_the_count_comes_out_even() {
             } else {
                 assert!((10..100).contains(&found.entries.len()) && history.sums().bytes <= 10_000);
             }
-            while history.trim(Wall(u64::MAX)).unwrap() {}
+            let before = history.sums().rows;
+            let more = history.trim(Wall(u64::MAX)).unwrap();
+            assert_eq!(history.sums().rows, before.saturating_sub(limits::HISTORY_TRIM_ROWS as u64), "one step");
+            assert_eq!(more, before >= limits::HISTORY_TRIM_ROWS as u64);
             while history.sums().bytes > 0 {
                 history.trim(Wall(u64::MAX)).unwrap();
             }
@@ -180,6 +185,26 @@ fn gaps_are_told_and_what_is_on_disk_is_there_again() {
     assert_eq!((before.gaps, before.covered, history.sums().rows), (vec![gap], 19, 1));
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn the_latest_attempts_and_gaps_are_told_and_one_package_s_ends_are_bounded() {
+    let mut history = History::in_memory(KEEP);
+    let most = limits::HISTORY_ATTEMPTS as u64;
+    let rows: Vec<Row> = (1..=most + 5).map(|fence| attempt("q", "a", fence)).collect();
+    history.write(&rows, 1).unwrap();
+    history.write(&[finished("q", "a", most + 6)], 1).unwrap();
+    for at in 0..limits::HISTORY_GAPS as u64 + 5 {
+        history.write_gap(Gap { from: at * 10, to: at * 10 + 5, time_ms: 1 }).unwrap();
+    }
+    let page = history.list(&query("q")).unwrap();
+    let fences: Vec<_> = page.entries[0].1.iter().map(|attempt| attempt.fence).collect();
+    assert_eq!(fences, (6..=most + 5).collect::<Vec<_>>());
+    assert_eq!((page.gaps.len(), page.gaps[0].from), (limits::HISTORY_GAPS, 50));
+    let ends: Vec<Row> = (1_000..1_000 + limits::HISTORY_PAGE as u64 + 5).map(|at| finished("q", "b", at)).collect();
+    history.write(&ends, 1).unwrap();
+    let one = Query { id: "b".into(), page_size: usize::MAX, ..query("q") };
+    assert!(history.list(&one).unwrap().entries.len() <= limits::HISTORY_PAGE);
 }
 
 /// Stored once, readable for ever.
