@@ -37,6 +37,10 @@ use crate::types::{NodeId, limits};
 
 type Change = ChangeMembers<NodeId, Member>;
 
+/// A leader looks this often whether the membership wants something: a change that was left half
+/// done, an address, a higher machine version.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// What a peer said longer ago than this does not count for its version.
 const VERSION_STALE: Duration = Duration::from_millis(limits::PEER_CLOCK_STALE_MS);
 
@@ -152,7 +156,7 @@ impl Reconfig {
         let metrics = self.raft.metrics();
         let mut complained = BTreeMap::new();
         loop {
-            sleep(Duration::from_millis(limits::MEMBERSHIP_LOOK_MS)).await;
+            sleep(LOOK_EVERY).await;
             if metrics.borrow_watched().running_state.is_err() {
                 return;
             }

@@ -327,9 +327,6 @@ pub const MAX_MEMBERS: usize = 16;
 pub const CAUGHT_UP_ENTRIES: u64 = 1_000;
 /// A peer address, `host:port`.
 pub const MAX_ADDR_BYTES: usize = 300;
-/// A leader looks this often whether the membership wants something: a change that was left half
-/// done, an address, a higher machine version.
-pub const MEMBERSHIP_LOOK_MS: u64 = 250;
 /// Leadership is handed over within this at shutdown.
 pub const SHUTDOWN_TRANSFER_MS: u64 = 2_000;
 
