@@ -8,11 +8,11 @@
 //!
 //! One command, with a cluster of three nodes of its own (the `wharf` program must have been built):
 //!
-//!     cargo build && cargo run --example coordinator-rs
+//!     cargo build && cargo run --example coordinator
 //!
 //! or with one that runs already:
 //!
-//!     cargo run --example coordinator-rs -- --addr 127.0.0.1:7411,127.0.0.1:7421,127.0.0.1:7431
+//!     cargo run --example coordinator -- --addr 127.0.0.1:7411,127.0.0.1:7421,127.0.0.1:7431
 
 mod coordinator;
 mod dispatcher;
@@ -36,7 +36,7 @@ async fn main() -> Result<(), Error> {
             (cluster.addrs(), Some(cluster))
         }
         (Some("--addr"), Some(addrs)) => (addrs, None),
-        _ => return Err("usage: coordinator-rs [--addr HOST:PORT[,…]]".into()),
+        _ => return Err("usage: coordinator [--addr HOST:PORT[,…]]".into()),
     };
     let client = Client::new(&addrs)?;
     let report = coordinator::run(&client, 200).await?;
