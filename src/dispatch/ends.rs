@@ -30,8 +30,16 @@ async fn follow_on(shared: &Shared) {
     let waiters = &shared.waiters;
     loop {
         waiters.wanted().await;
-        let mut reader = read(&shared.raft).await;
-        waiters.follow();
+        let Some(mut reader) = read(&shared.raft) else {
+            // As many watch as may: those who wait look again from time to time.
+            waiters.follow(true);
+            while waiters.still_wanted() {
+                sleep(CHECK).await;
+                waiters.wake_all(Wake::Look);
+            }
+            continue;
+        };
+        waiters.follow(true);
         let mut checked = Instant::now();
         while waiters.still_wanted() {
             match reader.take() {
@@ -42,10 +50,11 @@ async fn follow_on(shared: &Shared) {
                     continue;
                 }
                 Ok(_) => {}
+                // The ring went on without it, or began anew.
                 Err(_) => {
-                    reader = read(&shared.raft).await;
+                    waiters.follow(false);
                     waiters.wake_all(Wake::Look);
-                    continue;
+                    break;
                 }
             }
             tokio::select! {
@@ -62,15 +71,9 @@ async fn follow_on(shared: &Shared) {
     }
 }
 
-/// Reads along from the next change on.
-async fn read(raft: &raft::Handle) -> Reader {
-    loop {
-        match raft.changes().read(None, Revision(0)) {
-            Ok(reader) => return reader,
-            // Others watch; a place comes free.
-            Err(_) => sleep(CHECK).await,
-        }
-    }
+/// Reads along from the next change on, if there is a place.
+fn read(raft: &raft::Handle) -> Option<Reader> {
+    raft.changes().read(None, Revision(0)).ok()
 }
 
 fn hears_the_leader(raft: &raft::Handle) -> bool {

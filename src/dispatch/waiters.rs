@@ -126,9 +126,9 @@ impl Waiters {
         self.wanted.notified().await;
     }
 
-    /// They are followed from now on.
-    pub fn follow(&self) {
-        self.followed.send_replace(true);
+    /// Whether they are followed from now on. Who is woken after a no says again that it wants it.
+    pub fn follow(&self, follows: bool) {
+        self.followed.send_replace(follows);
     }
 
     /// Whether a package is waited for. If not, their ends are not followed any more: decided under the

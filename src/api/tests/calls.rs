@@ -183,6 +183,9 @@ async fn an_answer_of_leases_is_bounded() {
         node.submit(vec![large(n)]).await.unwrap();
     }
     let first = node.lease(lease("u", "jobs", 100, 0)).await.unwrap();
+    let payload = |delivery: &v1::Delivery| delivery.package.as_ref().map_or(0, |package| package.payload.len());
+    let all_but_last = first.deliveries.iter().rev().skip(1).map(payload).sum::<usize>();
+    assert!(all_but_last as u64 <= limits::MAX_LEASE_ANSWER_BYTES, "{all_but_last}");
     assert!((1..=2).contains(&first.deliveries.len()), "{}", first.deliveries.len());
     let (mut received, mut all) = (*fences(&first).last().unwrap(), first.deliveries.len());
     while all < 8 {

@@ -126,6 +126,11 @@ async fn lists_take_what_their_filters_say_and_look_at_a_bounded_number() {
     let scheduled = v1::State::Scheduled as i32;
     let by_state = v1::ListPackagesRequest { states: vec![scheduled], ..list("jobs", 10) };
     assert_eq!(node.pages(by_state).await.0, Vec::<String>::new());
+    // Apply waits for one look at a few of them.
+    let none = crate::machine::Wanted { kind: "none".into(), ..Default::default() };
+    let most = limits::LIST_LOOKS_AT_ONCE;
+    let looked = node.raft.view(|machine| machine.list("jobs", &none, 0, u64::MAX, most, most)).unwrap();
+    assert_eq!(looked.next, Some(most as u64));
     let (all, pages) = node.pages(list("jobs", limits::MAX_LIST_PAGE as u32)).await;
     assert_eq!((all.len(), pages), (count + 1, count.div_ceil(limits::MAX_LIST_PAGE)));
     let mut once = all.clone();
@@ -194,6 +199,8 @@ async fn large_results_close_a_page() {
         }
     }
     let page = node.page(&list("jobs", 10)).await;
+    let bytes: usize = page.packages.iter().skip(1).map(|package| package.result.len()).sum();
+    assert!(bytes <= limits::MAX_LIST_BYTES, "{bytes} behind the first");
     assert!(page.packages.len() < 4 && !page.next_page_token.is_empty(), "{} in one page", page.packages.len());
     assert_eq!(node.pages(list("jobs", 10)).await.0.len(), 4);
 }
