@@ -3,6 +3,8 @@
 //! Invariants: apply waits for at most `LIST_LOOKS_AT_ONCE` looks at a time, and a call makes at most
 //! `MAX_LIST_LOOKS`: a filter that takes little of a long queue gets short pages, not a stalled node.
 
+use std::ops::Range;
+
 use super::authorize::Action;
 use super::call::Call;
 use super::forward::{Place, Rpc};
@@ -10,8 +12,8 @@ use super::page::{self, Tokens};
 use super::status::Refusal;
 use super::validate::{At, Problems};
 use super::{Core, convert};
-use crate::machine::Wanted;
 use crate::machine::view::PackageView;
+use crate::machine::{Listed, Machine, Reject, Wanted};
 use crate::proto::v1;
 use crate::types::{State, limits};
 
@@ -47,8 +49,7 @@ impl Rpc for v1::ListPackagesRequest {
         let mut next = None;
         for _ in 0..limits::MAX_LIST_LOOKS / limits::LIST_LOOKS_AT_ONCE {
             let room = size - packages.len();
-            let listed =
-                core.raft.view(|machine| machine.list(&queue, &wanted, from, end, limits::LIST_LOOKS_AT_ONCE, room))?;
+            let listed = core.raft.view(|machine| piece(machine, &queue, &wanted, from..end, room))?;
             next = listed.next;
             for view in listed.packages {
                 bytes += weight(&view);
@@ -69,6 +70,17 @@ impl Rpc for v1::ListPackagesRequest {
         let next_page_token = next.map(|next| tokens.seal(&to_bytes(next, end))).unwrap_or_default();
         Ok(v1::ListPackagesResponse { packages, next_page_token, revision: revision.0 })
     }
+}
+
+/// What is found while apply waits.
+pub(super) fn piece(
+    machine: &Machine,
+    queue: &str,
+    wanted: &Wanted,
+    range: Range<u64>,
+    room: usize,
+) -> Result<Listed, Reject> {
+    machine.list(queue, wanted, range.start, range.end, limits::LIST_LOOKS_AT_ONCE, room)
 }
 
 /// A list's place: where it goes on, and where it ends.

@@ -205,6 +205,25 @@ async fn an_answer_of_leases_is_bounded() {
     assert_eq!(received, last);
 }
 
+/// As many as fit, and one more: what comes first after a call, and what a caller that forgot asks again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_for_work_leases_as_many_bytes_as_it_may_and_one_package_more() {
+    const QUARTER: usize = limits::MAX_LEASE_ANSWER_BYTES as usize / 4 - 1024;
+    let mut node = single().await;
+    node.create("jobs", v1::QueueSettings::default()).await.unwrap();
+    let quarter = |n| v1::NewPackage { payload: vec![0; QUARTER].into(), ..package("jobs", &format!("p{n}")) };
+    node.submit((0..12).map(quarter).collect()).await.unwrap();
+    for round in ["new", "again"] {
+        let (mut received, mut counts) = (0, Vec::new());
+        while counts.iter().sum::<usize>() < 12 {
+            let answer = node.lease(lease("u", "jobs", 100, received)).await.unwrap();
+            counts.push(answer.deliveries.len());
+            received = *fences(&answer).last().expect("there is more");
+        }
+        assert_eq!(counts, [5, 5, 2], "{round}");
+    }
+}
+
 /// Through followers, and over a change of leader: the same leases with the same fences, charged to
 /// nobody; a call that waits meanwhile goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
 use tonic::Code;
 
+use super::super::list::piece;
 use super::super::status::reason;
 use super::*;
+use crate::machine::Wanted;
 use crate::types::limits;
 
 fn list(queue: &str, page_size: u32) -> v1::ListPackagesRequest {
@@ -203,6 +206,89 @@ async fn large_results_close_a_page() {
     assert!(bytes <= limits::MAX_LIST_BYTES, "{bytes} behind the first");
     assert!(page.packages.len() < 4 && !page.next_page_token.is_empty(), "{} in one page", page.packages.len());
     assert_eq!(node.pages(list("jobs", 10)).await.0.len(), 4);
+}
+
+/// Two results fill a page, so the third closes it; one that fills more than a page comes alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_closes_at_its_bytes_and_the_next_goes_on_behind() {
+    const HALF: usize = limits::MAX_LIST_BYTES / 2 - 1024;
+    let mut node = single().await;
+    let max_result = Some(limits::MAX_PAYLOAD_CEILING_BYTES);
+    node.create("jobs", v1::QueueSettings { max_result, ..Default::default() }).await.unwrap();
+    node.submit_many("jobs", 6).await;
+    let mut worker = node.worker(hello("s", "jobs")).await;
+    worker.welcome().await;
+    let mut done = 0;
+    while done < 6 {
+        for delivery in worker.delivered().await {
+            let v1::Package { queue, id, .. } = delivery.package.expect("a package");
+            let bytes = if id == "p000005" { limits::MAX_LIST_BYTES + 1 } else { HALF };
+            let result = vec![b'r'; bytes].into();
+            let completion = v1::Completion { queue, id, fence: delivery.fence, result, ..Default::default() };
+            worker.ask(Ask::Done(v1::Done { completions: vec![completion] })).await;
+            assert!(worker.settled().await[0].status.is_none());
+            done += 1;
+        }
+    }
+    let mut request = list("jobs", 10);
+    let (mut found, mut counts) = (Vec::new(), Vec::new());
+    loop {
+        let page = node.page(&request).await;
+        assert!(page.packages.len() == 1 || page.encoded_len() <= limits::MAX_LIST_BYTES, "{}", page.encoded_len());
+        counts.push(page.packages.len());
+        found.extend(ids(&page.packages));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(counts, [2, 2, 1, 1]);
+    assert_eq!(found, (0..6).map(|n| format!("p{n:06}")).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_workers_closes_at_its_bytes_too() {
+    const EACH: usize = limits::MAX_LABELS * limits::MAX_LABEL_VALUE_BYTES;
+    const FIT: usize = limits::MAX_LIST_BYTES / EACH;
+    let mut node = single().await;
+    node.create("jobs", v1::QueueSettings::default()).await.unwrap();
+    let label = |n| (format!("label{n:02}"), "x".repeat(limits::MAX_LABEL_VALUE_BYTES));
+    let labels: BTreeMap<_, _> = (0..limits::MAX_LABELS).map(label).collect();
+    let mut workers = Vec::new();
+    for n in 0..FIT + 2 {
+        let hello = v1::Hello { labels: labels.clone(), ..hello(&format!("s{n:03}"), "jobs") };
+        let mut worker = node.worker(hello).await;
+        worker.welcome().await;
+        workers.push(worker);
+    }
+    let mut request = v1::ListWorkersRequest { queue: "jobs".into(), ..Default::default() };
+    let first = node.queues.list_workers(request.clone()).await.unwrap().into_inner();
+    assert!(first.encoded_len() <= limits::MAX_LIST_BYTES, "{}", first.encoded_len());
+    assert!(first.encoded_len() + 2 * EACH > limits::MAX_LIST_BYTES, "{}", first.encoded_len());
+    request.page_token = first.next_page_token;
+    let second = node.queues.list_workers(request).await.unwrap().into_inner();
+    assert!(second.next_page_token.is_empty());
+    let sessions = first.workers.iter().chain(&second.workers).map(|worker| worker.session.clone());
+    assert!(sessions.eq((0..FIT + 2).map(|n| format!("s{n:03}"))), "each once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apply_waits_for_few_looks_of_a_list_at_a_time() {
+    let mut node = single().await;
+    node.create("jobs", v1::QueueSettings::default()).await.unwrap();
+    node.submit_many("jobs", limits::LIST_LOOKS_AT_ONCE + 7).await;
+    let rare = Wanted { kind: "rare".into(), ..Wanted::default() };
+    let look = |from| {
+        node.raft.view(|machine| {
+            let end = machine.list_end();
+            let listed = piece(machine, "jobs", &rare, from..end, usize::MAX).expect("the queue is there");
+            assert!(listed.packages.is_empty());
+            (listed.next, end)
+        })
+    };
+    let (next, end) = look(0);
+    assert_eq!(next, Some(end - 7), "all but the last seven were looked at");
+    assert_eq!(look(end - 7), (None, end));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,3 +55,26 @@ async fn a_snapshot_comes_by_itself_after_so_many_bytes_of_log() {
     })
     .await;
 }
+
+/// It answered a moment ago, so it is asked to take over; but its disk hangs, and nobody else can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_transfer_to_a_node_that_hangs_is_answered_in_time_and_the_cluster_goes_on() {
+    let cluster = Cluster::started(2).await;
+    let leader = cluster.leader().await;
+    cluster.settled().await;
+    let to = cluster.follower().await.node();
+    let disk = &cluster.stores[to as usize - 1].disk;
+    disk.hang(true);
+    let began = Instant::now();
+    let told = leader.transfer_leadership(Some(to), WAIT).await;
+    let took = began.elapsed();
+    disk.hang(false);
+    assert_eq!(told, Err(TransferError::TimedOut(to)));
+    assert!(took >= Duration::from_millis(limits::TRANSFER_MS) && took < WAIT, "{took:?}");
+    let served = async {
+        while propose(&cluster.leader().await, create_queue()).await.is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(WAIT, served).await.expect("somebody leads again");
+}
