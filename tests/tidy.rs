@@ -80,6 +80,8 @@ const PACES: &[(&str, &[&str])] = &[
             "CLIENT_RESEND_MS",
             "BOOTSTRAP_RETRY_MS",
             "FAILOVER_STAGGER_MS",
+            "WAIT_CHECK_MS",
+            "CLIENT_LIST_PAUSE_MS",
         ],
     ),
     (
