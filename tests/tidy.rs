@@ -126,7 +126,6 @@ const PACES: &[(&str, &[&str])] = &[
             "CLIENT_STREAM_WINDOW_BYTES",
             "CLIENT_CONNECTION_WINDOW_BYTES",
             "CLIENT_STREAM_QUEUE",
-            "HISTORY_JOBS",
             "HISTORY_CACHE_BYTES",
             "PEER_STREAM_WINDOW_BYTES",
             "PEER_CONNECTION_WINDOW_BYTES",

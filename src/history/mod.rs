@@ -90,6 +90,11 @@ pub struct Snapshot {
     pub set_aside: u64,
 }
 
+/// To the keeper. While it is full, whoever has more waits.
+fn queue() -> (mpsc::Sender<Job>, mpsc::Receiver<Job>) {
+    mpsc::channel(limits::HISTORY_JOBS)
+}
+
 impl Handle {
     /// History that keeps nothing.
     pub fn disabled(node: NodeId) -> Self {
@@ -100,7 +105,7 @@ impl Handle {
     pub fn start(raft: &raft::Handle, home: Home, keep: Keep, env: &Env, stop: CancellationToken) -> Self {
         let stats = Arc::new(Stats::default());
         stats.enabled.store(true, Ordering::Relaxed);
-        let (jobs, todo) = mpsc::channel(limits::HISTORY_JOBS);
+        let (jobs, todo) = queue();
         Keeper::new(home, keep, env.clone(), stats.clone()).start(todo);
         tokio::spawn(recorder::run(raft.changes().clone(), jobs.clone(), stop));
         Self { node: raft.node(), jobs: Some(jobs), stats }

@@ -1,8 +1,14 @@
 //! What is made of changes, and what becomes of those that history was too slow for.
 
+use std::sync::atomic::Ordering;
+
+use super::super::keeper::Keeper;
+use super::super::{Home, Stats, queue};
 use super::*;
+use crate::env::Env;
 use crate::machine::change::LeaseEnd;
 use crate::raft::changes::Bounds;
+use crate::storage::history::Keep;
 use crate::types::{Cause, Fence, QueueName, Wall};
 
 const ALL: u32 = 3;
@@ -109,4 +115,54 @@ async fn what_the_ring_let_go_before_it_was_read_is_told_as_a_gap() {
     let Some(Job::Flush { answer: Some(answer) }) = todo.recv().await else { panic!("and flushed") };
     answer.send(30).unwrap();
     running.await.unwrap();
+}
+
+/// Looks, while others work, until it is so.
+async fn soon(what: &str, look: impl Fn() -> bool) {
+    let seen = async {
+        while !look() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), seen).await.unwrap_or_else(|_| panic!("not so: {what}"));
+}
+
+/// The store takes nothing for a while: as much as may waits for it, and of the rest the ring keeps what it
+/// can. What it could not keep is counted once the store goes on.
+#[tokio::test]
+async fn a_store_that_hangs_fills_its_queue_and_what_did_not_fit_is_counted() {
+    const RING: usize = 10;
+    const LAST: u64 = (limits::HISTORY_JOBS + 1 + 3 * RING) as u64;
+    let changes = Changes::new(Bounds { count: RING, bytes: usize::MAX });
+    tokio::spawn(changes.clone().route());
+    let (jobs, mut todo) = queue();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(run(changes.clone(), jobs, stop.clone()));
+    let Some(Job::Begin { answer }) = todo.recv().await else { panic!("it asks where to begin") };
+    answer.send(1).unwrap();
+    let finish = |revision: u64| {
+        let id = format!("p{revision}").into();
+        let change = Change { id, ..change(ALL, revision, Some(State::Ready), State::Cancelled) };
+        changes.append(vec![change], Revision(revision));
+    };
+    for count in 1..=limits::HISTORY_JOBS {
+        finish(count as u64);
+        soon("one more waits", || todo.len() == count).await;
+    }
+    for revision in limits::HISTORY_JOBS as u64 + 1..=LAST {
+        finish(revision);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(todo.len(), limits::HISTORY_JOBS);
+    let stats = Arc::new(Stats::default());
+    let keep = Keep { age_ms: u64::MAX / 2, bytes: u64::MAX };
+    Keeper::new(Home::Memory, keep, Env::real(), stats.clone()).start(todo);
+    let covered = || stats.covered.load(Ordering::Relaxed);
+    soon("the store has caught up", || covered() == LAST).await;
+    stop.cancel();
+    running.await.unwrap();
+    let (rows, dropped) = (stats.rows.load(Ordering::Relaxed), stats.dropped.load(Ordering::Relaxed));
+    assert_eq!(rows + dropped, LAST, "nothing is missing without being counted");
+    // Its reader may have one in hand.
+    assert!((2 * RING as u64..=2 * RING as u64 + 1).contains(&dropped), "{dropped} of {LAST}");
 }

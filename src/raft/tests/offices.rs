@@ -70,7 +70,8 @@ async fn a_transfer_to_a_node_that_hangs_is_answered_in_time_and_the_cluster_goe
     let took = began.elapsed();
     disk.hang(false);
     assert_eq!(told, Err(TransferError::TimedOut(to)));
-    assert!(took >= Duration::from_millis(limits::TRANSFER_MS) && took < WAIT, "{took:?}");
+    let bound = Duration::from_millis(limits::TRANSFER_MS);
+    assert!(took >= bound && took < 2 * bound, "{took:?}");
     let served = async {
         while propose(&cluster.leader().await, create_queue()).await.is_err() {
             sleep(Duration::from_millis(5)).await;
