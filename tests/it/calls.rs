@@ -88,7 +88,7 @@ async fn work_by_calls_while_the_leader_is_killed() {
         assert_eq!((package.state(), package.attempts), (State::Completed, 1), "{package:?}");
         assert_eq!(package.result, format!("{}#{}", package.worker, package.fence));
     }
-    let given = given.lock();
+    let given = std::mem::take(&mut *given.lock());
     let twice: Vec<_> = given.iter().filter(|(_, fences)| fences.iter().any(|fence| *fence != fences[0])).collect();
     assert!(twice.is_empty(), "given under several fences: {twice:?}");
     scene.judge_to_the_end(keys).await;

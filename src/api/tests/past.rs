@@ -18,7 +18,10 @@ fn of(queue: &str) -> v1::ListHistoryRequest {
     v1::ListHistoryRequest { queue: queue.into(), ..Default::default() }
 }
 
-fn ends(page: &v1::ListHistoryResponse) -> Vec<(String, State, Vec<(u64, Cause)>)> {
+/// A package's id, its state in the end, and the fences of its attempts with why they ended.
+type End = (String, State, Vec<(u64, Cause)>);
+
+fn ends(page: &v1::ListHistoryResponse) -> Vec<End> {
     let end = |entry: &v1::HistoryEntry| {
         let package = entry.package.as_ref().expect("a package");
         let attempts = entry.attempts.iter().map(|attempt| (attempt.fence, attempt.cause()));
