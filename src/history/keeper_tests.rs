@@ -20,7 +20,14 @@ impl Scene {
 
     fn keeper(&self) -> Keeper {
         let mut keeper = Keeper::new(Home::Disk(self.home()), KEEP, Env::real(), Arc::default());
+        let until = Instant::now() + Duration::from_secs(20);
         keeper.open();
+        // sled's own threads let go of what was closed just now a moment later.
+        while keeper.history.is_none() && Instant::now() < until {
+            std::thread::yield_now();
+            keeper.retry_at = Instant::now();
+            keeper.open();
+        }
         assert!(keeper.history.is_some());
         keeper
     }
