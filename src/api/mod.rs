@@ -33,6 +33,7 @@ mod worker;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -75,6 +76,8 @@ pub(crate) struct Core {
     history: crate::history::Handle,
     env: Env,
     rates: Rates,
+    /// Looks of calls that wait for packages.
+    looks: Semaphore,
     health: tonic_health::server::HealthReporter,
     /// The node stops: streams end.
     leaving: CancellationToken,
@@ -89,6 +92,7 @@ impl Api {
             history,
             env,
             rates: Rates::default(),
+            looks: Semaphore::new(limits::WAIT_LOOKS_AT_ONCE),
             health: tonic_health::server::HealthReporter::new(),
             leaving: CancellationToken::new(),
             began: Instant::now(),

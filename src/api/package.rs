@@ -122,13 +122,16 @@ impl Api {
             let now = call.anew();
             let following = tokio::time::timeout_at(now.ends(), self.core.dispatch.following());
             following.await.map_err(|_| Refusal::Deadline)?;
+            // Many may come, or wake, at once: what their looks take, they take in turns.
+            let turn = tokio::time::timeout_at(now.ends(), self.core.looks.acquire());
+            let turn = turn.await.map_err(|_| Refusal::Deadline)?;
             let look = v1::GetPackageRequest { queue: queue.clone(), id: id.clone(), ..Default::default() };
             let v1::GetPackageResponse { package, revision } = Box::pin(self.route(&now, look)).await?;
             let state = package.as_ref().map(|package| package.state as u32).and_then(State::from_number);
             if state.is_some_and(State::is_finished) {
                 return Ok(v1::WaitPackageResponse { package, revision });
             }
-            drop(package);
+            drop((package, turn));
             match wait(waiter, call.waits_until()).await {
                 // The next look finds who leads now.
                 Ok(()) | Err(Refusal::Propose(ProposeError::NotLeader { .. })) => {}

@@ -179,6 +179,8 @@ pub const KEEPALIVE_ANSWER_MS: u64 = 3_000;
 pub const DEFAULT_CALL_DEADLINE_MS: u64 = 10_000;
 /// A call waits for a leader at most so long, within its deadline.
 pub const LEADER_WAIT_MS: u64 = 10_000;
+/// Calls that wait for packages look so many at once; the others look next.
+pub const WAIT_LOOKS_AT_ONCE: usize = 64;
 /// While calls wait for packages, a node looks so often whether it still hears the leader.
 pub const WAIT_CHECK_MS: u64 = 5_000;
 /// The ends of so many sweeps are remembered for calls that come to ask.

@@ -50,7 +50,8 @@ struct Cost {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_that_waits_costs_the_others_nothing() {
     let mut scene = Scene::new().await;
-    scene.queue(QUEUE, QueueSettings::default()).await;
+    // With what a queue keeps of finished packages by default.
+    scene.client.create_queue(QUEUE, QueueSettings::default()).await.expect("the queue is made");
     let alone = cost(&scene).await;
     let crowd = waiting();
     let begin = Instant::now();

@@ -338,3 +338,22 @@ async fn a_wait_outlasts_the_time_of_an_ordinary_call() {
     let finished = timeout(WAIT, wait).await.unwrap().unwrap().unwrap().into_inner().package.unwrap();
     assert_eq!(finished.state, v1::State::Completed as i32);
 }
+
+/// A look costs more than a wait, so many that come at once look in turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_wait_look_in_turns() {
+    let mut node = single().await;
+    node.create("jobs", v1::QueueSettings::default()).await.unwrap();
+    node.submit(vec![package("jobs", "a")]).await.unwrap();
+    let cancel = v1::CancelPackageRequest { queue: "jobs".into(), id: "a".into(), ..Default::default() };
+    node.packages.cancel_package(cancel).await.unwrap();
+    let core = node.api.core.clone();
+    let turns = core.looks.acquire_many(limits::WAIT_LOOKS_AT_ONCE as u32).await.unwrap();
+    let mut packages = node.packages.clone();
+    let request = v1::WaitPackageRequest { queue: "jobs".into(), id: "a".into() };
+    let mut wait = tokio::spawn(async move { packages.wait_package(request).await });
+    assert!(timeout(Duration::from_millis(200), &mut wait).await.is_err(), "every turn is taken");
+    drop(turns);
+    let answer = timeout(WAIT, wait).await.unwrap().unwrap().unwrap().into_inner();
+    assert_eq!(answer.package.unwrap().state(), v1::State::Cancelled);
+}
