@@ -198,7 +198,7 @@ impl Api {
                 }
                 futures::future::ready(item.is_ok())
             })
-            .filter_map(async |item| item.ok());
+            .filter_map(|item| futures::future::ready(item.ok()));
         let answers = grpc
             .streaming(onward(call, inbound), PathAndQuery::from_static(path), ProstCodec::<Q, A>::default())
             .await

@@ -231,7 +231,7 @@ impl Handle {
         if leading.is_none() {
             return Err(TransferError::NotLeader { leader });
         }
-        let to = self.successor(to)?;
+        let to = self.successor(to).await?;
         if to == self.node() {
             return Ok(to);
         }
@@ -250,21 +250,28 @@ impl Handle {
         }
     }
 
-    /// Who takes over: the one asked for, or the voter that has most of the log.
-    fn successor(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+    /// Who takes over: the one asked for, or the voter that has most of the log. It must answer now: one
+    /// that just died would let nobody write until an election.
+    async fn successor(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
         let voters: Vec<_> = self.inner.peers.members().into_iter().filter(|peer| peer.voter).collect();
         if let Some(to) = to {
-            let voter = voters.iter().find(|peer| peer.node == to).ok_or(TransferError::NoVoter(to))?;
-            return if voter.reachable { Ok(to) } else { Err(TransferError::Unreachable(to)) };
+            let known = voters.iter().any(|peer| peer.node == to);
+            return match known {
+                false => Err(TransferError::NoVoter(to)),
+                true if to == self.node() || self.inner.reconfig.answers(to).await => Ok(to),
+                true => Err(TransferError::Unreachable(to)),
+            };
         }
         let matched = self.matched();
-        let others = voters.iter().filter(|peer| peer.node != self.node());
+        let mut others: Vec<_> = voters.iter().filter(|peer| peer.node != self.node() && peer.reachable).collect();
         // The lowest number among equals.
-        others
-            .filter(|peer| peer.reachable)
-            .max_by_key(|peer| (matched.get(&peer.node), Reverse(peer.node)))
-            .map(|peer| peer.node)
-            .ok_or(TransferError::Alone)
+        others.sort_by_key(|peer| (Reverse(matched.get(&peer.node)), peer.node));
+        for peer in others {
+            if self.inner.reconfig.answers(peer.node).await {
+                return Ok(peer.node);
+            }
+        }
+        Err(TransferError::Alone)
     }
 
     /// Adds the node that waits at `addr` as a learner; with `replace`, in the place of a node of that

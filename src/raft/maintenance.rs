@@ -106,7 +106,7 @@ impl Maintenance {
         });
         let probes: FuturesUnordered<_> = silent.map(|peer| self.probe(peer)).collect();
         let mut wiped = Vec::new();
-        for word in probes.filter_map(async |word| word).collect::<Vec<_>>().await {
+        for word in probes.collect::<Vec<_>>().await.into_iter().flatten() {
             match word {
                 Word::Wiped(node, addr) => wiped.push((node, addr)),
                 Word::Removed => {

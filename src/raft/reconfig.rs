@@ -296,6 +296,13 @@ impl Reconfig {
         Ok(Newcomer { node, member, machine_version: health.machine_version, elsewhere: another })
     }
 
+    /// Whether this member, and no other node of its number, answers now.
+    pub async fn answers(&self, node: NodeId) -> bool {
+        let Some(member) = self.peers.member(node) else { return false };
+        let answer = self.probe(node, &member.peer_addr).await;
+        answer.is_ok_and(|answer| answer.incarnation == member.incarnation)
+    }
+
     /// The members that answer now, with their incarnations. Who died a moment ago still counts as
     /// reachable, and a change that counts on it would stand still, with the whole cluster.
     async fn answering(&self) -> BTreeMap<NodeId, u64> {
