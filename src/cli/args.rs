@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::exit::{Exit, Failure};
 use super::output::Format;
-use crate::client::{Client, Error};
+use crate::client::{Client, Error, State};
 use crate::types::{QueueName, limits};
 
 /// Where the cluster is.
@@ -45,6 +45,32 @@ pub struct Output {
     /// Table for people, json and jsonl for programs.
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
+}
+
+/// A state of a package, in either case.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AnyState {
+    Scheduled,
+    Ready,
+    Leased,
+    Completed,
+    Dead,
+    Cancelled,
+    Expired,
+}
+
+impl AnyState {
+    pub fn state(self) -> State {
+        match self {
+            Self::Scheduled => State::Scheduled,
+            Self::Ready => State::Ready,
+            Self::Leased => State::Leased,
+            Self::Completed => State::Completed,
+            Self::Dead => State::Dead,
+            Self::Cancelled => State::Cancelled,
+            Self::Expired => State::Expired,
+        }
+    }
 }
 
 /// `host:port`.

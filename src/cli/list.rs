@@ -1,12 +1,12 @@
 //! `wharf list`.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::args::{self, Output};
+use super::args::{self, AnyState, Output};
 use super::exit::Exit;
 use super::output::Format;
 use super::{output, rows};
-use crate::client::{Client, State};
+use crate::client::Client;
 use crate::types::limits;
 
 /// List packages of a queue in the order of their submit, without payloads.
@@ -24,8 +24,8 @@ pub struct List {
     #[arg(value_parser = args::queue)]
     queue: String,
     /// Only in this state; may be given several times.
-    #[arg(long = "state", value_enum)]
-    states: Vec<InState>,
+    #[arg(long = "state", value_enum, ignore_case = true)]
+    states: Vec<AnyState>,
     /// Only of this kind.
     #[arg(long, default_value = "", hide_default_value = true)]
     kind: String,
@@ -42,24 +42,13 @@ pub struct List {
     output: Output,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum InState {
-    Scheduled,
-    Ready,
-    Leased,
-    Completed,
-    Dead,
-    Cancelled,
-    Expired,
-}
-
 impl List {
     pub async fn run(self, client: &Client) -> anyhow::Result<Exit> {
         let limit = if self.limit == 0 { usize::MAX } else { self.limit };
         // One more than is shown tells whether there are more.
         let page = limit.saturating_add(1).min(limits::MAX_LIST_PAGE) as u32;
         let mut listing =
-            client.list_packages(&self.queue).states(self.states.into_iter().map(InState::state)).page_size(page);
+            client.list_packages(&self.queue).states(self.states.into_iter().map(AnyState::state)).page_size(page);
         listing = listing.kind(self.kind);
         for (key, value) in self.labels {
             listing = listing.label(key, value);
@@ -91,19 +80,5 @@ impl List {
             output::note(format_args!("there are more than {limit}: --limit 0 shows all"));
         }
         Ok(Exit::Ok)
-    }
-}
-
-impl InState {
-    fn state(self) -> State {
-        match self {
-            Self::Scheduled => State::Scheduled,
-            Self::Ready => State::Ready,
-            Self::Leased => State::Leased,
-            Self::Completed => State::Completed,
-            Self::Dead => State::Dead,
-            Self::Cancelled => State::Cancelled,
-            Self::Expired => State::Expired,
-        }
     }
 }

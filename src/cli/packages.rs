@@ -127,7 +127,7 @@ pub struct Purge {
     #[arg(value_parser = args::queue)]
     queue: String,
     /// Which; may be given several times.
-    #[arg(long = "state", value_enum, required_unless_present = "all")]
+    #[arg(long = "state", value_enum, ignore_case = true, required_unless_present = "all")]
     states: Vec<Purgeable>,
     /// Every state but leased.
     #[arg(long, conflicts_with = "states")]

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::args::{self, Output};
+use super::args::{self, AnyState, Output};
 use super::exit::{Exit, Failure};
 use super::output::{self, Format};
 use super::rows;
@@ -26,7 +26,7 @@ pub struct WatchVerb {
     #[arg(long, conflicts_with = "queue")]
     all: bool,
     /// Only changes to this state; may be given several times.
-    #[arg(long = "state", value_enum)]
+    #[arg(long = "state", value_enum, ignore_case = true)]
     states: Vec<AnyState>,
     /// Only packages whose id begins so.
     #[arg(long, default_value = "", value_name = "PREFIX", hide_default_value = true)]
@@ -39,18 +39,6 @@ pub struct WatchVerb {
     count: Option<u64>,
     #[command(flatten)]
     output: Output,
-}
-
-/// A state, as it is written on the command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum AnyState {
-    Scheduled,
-    Ready,
-    Leased,
-    Completed,
-    Dead,
-    Cancelled,
-    Expired,
 }
 
 impl WatchVerb {
@@ -100,19 +88,5 @@ impl WatchVerb {
         };
         let failure = Failure::new(super::exit::of_client(&error), error.to_string());
         failure.next(next).into()
-    }
-}
-
-impl AnyState {
-    fn state(self) -> State {
-        match self {
-            Self::Scheduled => State::Scheduled,
-            Self::Ready => State::Ready,
-            Self::Leased => State::Leased,
-            Self::Completed => State::Completed,
-            Self::Dead => State::Dead,
-            Self::Cancelled => State::Cancelled,
-            Self::Expired => State::Expired,
-        }
     }
 }

@@ -29,10 +29,10 @@ async fn leader_killed_under_load() {
     kill_leader_repeatedly(Followers::Alike).await;
 }
 
-/// The follower that lay frozen cannot win the election: the other one must stand first.
+/// A follower lies frozen until then: it wakes behind, or with what its sockets still hold of the log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_killed_while_a_follower_lags() {
-    kill_leader_repeatedly(Followers::OneBehind).await;
+    kill_leader_repeatedly(Followers::OneFrozen).await;
 }
 
 /// How far the followers are when their leader dies.
@@ -40,7 +40,7 @@ async fn leader_killed_while_a_follower_lags() {
 enum Followers {
     Alike,
     /// One lies frozen until that moment.
-    OneBehind,
+    OneFrozen,
 }
 
 async fn kill_leader_repeatedly(followers: Followers) {
@@ -64,7 +64,7 @@ async fn kill_leader_once(followers: Followers) -> Duration {
     production.wait_confirmed(u64::from(RATE), SOON).await.unwrap();
 
     let leader = scene.cluster.leader().await.unwrap();
-    if followers == Followers::OneBehind {
+    if followers == Followers::OneFrozen {
         let behind = scene.cluster.follower().await.unwrap();
         scene.cluster.freeze(behind).unwrap();
         production.wait_confirmed(u64::from(RATE) / 2, SOON).await.unwrap();
