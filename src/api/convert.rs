@@ -121,7 +121,7 @@ pub fn package(view: &PackageView, with_payload: bool) -> v1::Package {
     if with_payload {
         package.payload = body.share_payload();
     }
-    package.kind = body.kind.to_string();
+    package.kind = body.kind().to_string();
     package.content_type = body.content_type().to_owned();
     package.labels = body.labels().iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     package.priority = view.priority;
@@ -136,7 +136,7 @@ pub fn package(view: &PackageView, with_payload: bool) -> v1::Package {
     package.worker = text(&view.worker);
     package.session = text(&view.session);
     package.lease_expire_time = view.lease_expire.map(timestamp);
-    package.create_time = Some(timestamp(body.create));
+    package.create_time = Some(timestamp(body.create()));
     package.finish_time = view.finish.map(timestamp);
     package.checkpoint = view.checkpoint.to_bytes();
     package.result = view.result.to_bytes();
@@ -162,9 +162,9 @@ pub fn delivery(delivery: effect::Delivery) -> v1::Delivery {
     let body = &delivery.body;
     v1::Delivery {
         package: Some(v1::Package {
-            queue: body.queue.as_str().to_owned(),
-            id: body.id.to_string(),
-            kind: body.kind.to_string(),
+            queue: body.queue().as_str().to_owned(),
+            id: body.id().to_string(),
+            kind: body.kind().to_string(),
             payload: body.share_payload(),
             content_type: body.content_type().to_owned(),
             labels: body.labels().iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
@@ -175,7 +175,7 @@ pub fn delivery(delivery: effect::Delivery) -> v1::Delivery {
             state: State::Leased as i32,
             attempts: delivery.attempt.saturating_sub(1),
             fence: delivery.fence.0,
-            create_time: Some(timestamp(body.create)),
+            create_time: Some(timestamp(body.create())),
             ..Default::default()
         }),
         fence: delivery.fence.0,

@@ -55,9 +55,9 @@ impl Filter {
     }
 
     fn takes(&self, change: &Change) -> bool {
-        self.queue.as_ref().is_none_or(|queue| *queue == change.queue)
+        self.queue.as_ref().is_none_or(|queue| queue == change.queue())
             && (self.states.is_empty() || self.states.contains(&(change.to as i32)))
-            && change.id.starts_with(&self.id_prefix)
+            && change.id.text().starts_with(&self.id_prefix)
     }
 }
 

@@ -45,7 +45,7 @@ async fn follow_on(shared: &Shared) {
             match reader.take() {
                 Ok(taken) if !taken.is_empty() => {
                     for change in taken.iter().filter(|change| change.to.is_finished()) {
-                        waiters.package_finished(change.queue.clone(), change.id.clone());
+                        waiters.package_finished(change.queue().clone(), change.id.clone());
                     }
                     continue;
                 }

@@ -277,20 +277,14 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::view::PackageBody;
+    use crate::machine::view::{PackageBody, Profile};
     use crate::types::{Fence, Wall};
 
     fn delivery(fence: u64, payload: usize) -> Delivery {
+        let queue = QueueName::parse("q").unwrap();
+        let profile = Arc::new(Profile { queue, kind: "k".into(), options: Default::default() });
         Delivery {
-            body: Arc::new(PackageBody {
-                queue: QueueName::parse("q").unwrap(),
-                id: format!("p{fence}").into(),
-                kind: "k".into(),
-                payload: vec![0; payload].into(),
-                priority: None,
-                create: Wall(0),
-                options: None,
-            }),
+            body: PackageBody::new(profile, format!("p{fence}").as_str().into(), None, Wall(0), &vec![0; payload]),
             fence: Fence(fence),
             lease_ms: 60_000,
             attempt: 1,

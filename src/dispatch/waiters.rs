@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::types::{QueueName, limits};
+use crate::types::{PackageId, QueueName, limits};
 
 /// Why a waiter was woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Full {
 /// Packages come first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
-    Package(QueueName, Arc<str>),
+    Package(QueueName, PackageId),
     Queue(QueueName),
     Sweep(u64),
 }
@@ -87,7 +87,7 @@ impl Waiters {
         self.inner.lock().waiting.len()
     }
 
-    pub fn wait_package(self: &Arc<Self>, queue: QueueName, id: Arc<str>) -> Result<Waiter, Full> {
+    pub fn wait_package(self: &Arc<Self>, queue: QueueName, id: PackageId) -> Result<Waiter, Full> {
         self.wait(Key::Package(queue, id))
     }
 
@@ -148,7 +148,7 @@ impl Waiters {
         let _ = self.followed.subscribe().wait_for(|followed| *followed).await;
     }
 
-    pub fn package_finished(&self, queue: QueueName, id: Arc<str>) {
+    pub fn package_finished(&self, queue: QueueName, id: PackageId) {
         self.wake(Key::Package(queue, id), Wake::Look);
     }
 

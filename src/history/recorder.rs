@@ -122,7 +122,7 @@ impl Recorder {
         let leased = change.from == Some(State::Leased);
         let begin = if leased { self.begins.remove(&change.fence.0) } else { None };
         let all = change.history != FAILURES;
-        let failed = change.to != State::Completed || change.failure.is_some();
+        let failed = change.to != State::Completed || change.failure().is_some();
         let ends = change.to.is_finished() && (all || failed);
         let charged = change.lease_end.is_some_and(|end| end.charged);
         let attempt = (leased && (all || charged || ends)).then(|| Row::Attempt(Box::new(attempt(change, begin))));
@@ -134,7 +134,7 @@ fn attempt(change: &Change, begin_ms: Option<u64>) -> Attempt {
     let end = change.lease_end;
     let charged = end.is_some_and(|end| end.charged);
     Attempt {
-        queue: change.queue.as_str().to_owned(),
+        queue: change.queue().as_str().to_owned(),
         id: change.id.to_string(),
         create_revision: change.create_revision.0,
         fence: change.fence.0,
@@ -145,38 +145,37 @@ fn attempt(change: &Change, begin_ms: Option<u64>) -> Attempt {
         state: change.to as u32,
         cause: end.map_or(0, |end| end.cause as u32),
         charged: charged || change.to == State::Completed,
-        failure: change.failure.as_deref().filter(|_| charged).map(failure),
+        failure: change.failure().filter(|_| charged).map(failure),
     }
 }
 
 fn finished(change: &Change) -> Finished {
-    let options = change.options.as_deref();
-    let kept = change.result.len() <= limits::HISTORY_RESULT_BYTES;
+    let options = &change.profile.options;
+    let carried = change.carried.as_deref().cloned().unwrap_or_default();
+    let kept = carried.result.len() <= limits::HISTORY_RESULT_BYTES;
     Finished {
-        queue: change.queue.as_str().to_owned(),
+        queue: change.queue().as_str().to_owned(),
         id: change.id.to_string(),
-        kind: change.kind.to_string(),
-        content_type: options.map(|options| options.content_type.to_string()).unwrap_or_default(),
-        labels: options
-            .map(|options| options.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect())
-            .unwrap_or_default(),
+        kind: change.profile.kind.to_string(),
+        content_type: options.content_type.to_string(),
+        labels: options.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
         priority: change.priority,
         max_attempts: change.max_attempts,
         attempts: change.attempts,
         state: change.to as u32,
         fence: change.fence.0,
         worker: text(&change.worker),
-        not_before_ms: options.and_then(|options| options.not_before).map(|wall| wall.0),
-        expire_ms: options.and_then(|options| options.expire).map(|wall| wall.0),
+        not_before_ms: options.not_before.map(|wall| wall.0),
+        expire_ms: options.expire.map(|wall| wall.0),
         create_ms: change.create.0,
         finish_ms: change.time.0,
         create_revision: change.create_revision.0,
         revision: change.revision.0,
-        result: if kept { change.result.to_vec() } else { Vec::new() },
-        result_content_type: text(&change.result_content_type),
+        result: if kept { carried.result.to_vec() } else { Vec::new() },
+        result_content_type: text(&carried.result_content_type),
         result_left_out: !kept,
-        moved_to: text(&change.moved_to),
-        failure: change.failure.as_deref().map(failure),
+        moved_to: text(&carried.moved_to),
+        failure: change.failure().map(failure),
     }
 }
 

@@ -6,12 +6,22 @@ use super::super::keeper::Keeper;
 use super::super::{Home, Stats, queue};
 use super::*;
 use crate::env::Env;
-use crate::machine::change::LeaseEnd;
+use crate::machine::change::{Carried, LeaseEnd};
+use crate::machine::view::Profile;
 use crate::raft::changes::Bounds;
 use crate::storage::history::Keep;
 use crate::types::{Cause, Fence, QueueName, Wall};
 
 const ALL: u32 = 3;
+
+fn profile(queue: &str) -> Arc<Profile> {
+    let queue = QueueName::parse(queue).unwrap();
+    Arc::new(Profile { queue, kind: "".into(), options: Default::default() })
+}
+
+fn carried(carried: Carried) -> Option<Box<Carried>> {
+    Some(Box::new(carried))
+}
 
 fn change(history: u32, revision: u64, from: Option<State>, to: State) -> Change {
     Change {
@@ -20,10 +30,8 @@ fn change(history: u32, revision: u64, from: Option<State>, to: State) -> Change
         to,
         lease_end: None,
         history,
-        queue: QueueName::parse("q").unwrap(),
+        profile: profile("q"),
         id: "a".into(),
-        kind: "".into(),
-        options: None,
         create: Wall(1),
         priority: 4,
         max_attempts: 5,
@@ -33,11 +41,7 @@ fn change(history: u32, revision: u64, from: Option<State>, to: State) -> Change
         session: None,
         time: Wall(revision * 10),
         until: None,
-        checkpoint: Default::default(),
-        result: Default::default(),
-        result_content_type: None,
-        moved_to: None,
-        failure: None,
+        carried: None,
         create_revision: Revision(1),
     }
 }
@@ -47,9 +51,10 @@ fn recorder() -> (Recorder, mpsc::Receiver<Job>) {
     (Recorder { jobs, begins: HashMap::default(), written: 0 }, todo)
 }
 
-fn failed() -> Option<Arc<FailureView>> {
+fn failed() -> Option<Box<Carried>> {
     let (message, code, worker) = ("no".into(), "".into(), "w".into());
-    Some(Arc::new(FailureView { cause: Cause::Failed, message, code, time: Wall(1), worker }))
+    let failure = Some(Arc::new(FailureView { cause: Cause::Failed, message, code, time: Wall(1), worker }));
+    carried(Carried { failure, ..Carried::default() })
 }
 
 #[test]
@@ -59,11 +64,11 @@ fn queues_say_what_is_kept() {
         |history| Change { lease_end: LeaseEnd::free(Cause::Released), ..change(history, 9, leased, State::Ready) };
     let charged = |history| Change {
         lease_end: LeaseEnd::charged(Cause::Failed),
-        failure: failed(),
+        carried: failed(),
         ..change(history, 9, leased, State::Scheduled)
     };
     let well = |history| change(history, 9, leased, State::Completed);
-    let late = |history| Change { failure: failed(), ..well(history) };
+    let late = |history| Change { carried: failed(), ..well(history) };
     let cancelled = |history| change(history, 9, Some(State::Ready), State::Cancelled);
     let new = |history| change(history, 9, None, State::Ready);
     // (attempt, end) of each.
@@ -84,7 +89,10 @@ fn attempts_know_when_they_began_and_results_are_bounded() {
     let (mut recorder, _todo) = recorder();
     assert_eq!(recorder.rows(&change(ALL, 7, Some(State::Ready), State::Leased)), [None, None]);
     let result = crate::types::Blob::copied(&vec![1; limits::HISTORY_RESULT_BYTES + 1]);
-    let done = Change { result, ..change(ALL, 9, Some(State::Leased), State::Completed) };
+    let done = Change {
+        carried: carried(Carried { result, ..Carried::default() }),
+        ..change(ALL, 9, Some(State::Leased), State::Completed)
+    };
     let [Some(Row::Attempt(attempt)), Some(Row::Finished(finished))] = recorder.rows(&done) else { panic!("both") };
     assert_eq!((attempt.begin_ms, attempt.end_ms, attempt.charged), (Some(70), 90, true));
     assert!(finished.result_left_out && finished.result.is_empty());
@@ -141,7 +149,7 @@ async fn a_store_that_hangs_fills_its_queue_and_what_did_not_fit_is_counted() {
     let Some(Job::Begin { answer }) = todo.recv().await else { panic!("it asks where to begin") };
     answer.send(1).unwrap();
     let finish = |revision: u64| {
-        let id = format!("p{revision}").into();
+        let id = (&*format!("p{revision}")).into();
         let change = Change { id, ..change(ALL, revision, Some(State::Ready), State::Cancelled) };
         changes.append(vec![change], Revision(revision));
     };

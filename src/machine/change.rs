@@ -9,9 +9,9 @@ use std::mem::size_of;
 use std::sync::Arc;
 
 use super::Machine;
-use super::state::{SessionNo, Slot};
-use super::view::{BodyOptions, FailureView, PackageBody, PackageView};
-use crate::types::{Blob, Cause, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
+use super::state::{Rare, SessionNo, Slot};
+use super::view::{FailureView, PackageBody, PackageView, Profile};
+use crate::types::{Blob, Cause, Fence, PackageId, QueueName, Revision, State as Phase, Ticks, Wall};
 
 /// One change of one package.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +25,8 @@ pub struct Change {
     pub lease_end: Option<LeaseEnd>,
     /// What the queue wants to have kept of the past: as in its settings.
     pub history: u32,
-    pub queue: QueueName,
-    pub id: Arc<str>,
-    pub kind: Arc<str>,
-    pub options: Option<Arc<BodyOptions>>,
+    pub profile: Arc<Profile>,
+    pub id: PackageId,
     pub create: Wall,
     pub priority: u32,
     pub max_attempts: u32,
@@ -43,12 +41,19 @@ pub struct Change {
     pub time: Wall,
     /// SCHEDULED: when it is due. LEASED: when the lease ends, if its time runs.
     pub until: Option<Wall>,
+    pub create_revision: Revision,
+    /// What few packages carry.
+    pub carried: Option<Box<Carried>>,
+}
+
+/// What a package got on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
     pub checkpoint: Blob,
     pub result: Blob,
     pub result_content_type: Option<Arc<str>>,
     pub moved_to: Option<Arc<str>>,
     pub failure: Option<Arc<FailureView>>,
-    pub create_revision: Revision,
 }
 
 /// How a lease ended.
@@ -72,21 +77,23 @@ impl LeaseEnd {
 }
 
 impl Change {
+    pub fn queue(&self) -> &QueueName {
+        &self.profile.queue
+    }
+
+    pub fn failure(&self) -> Option<&FailureView> {
+        self.carried.as_deref()?.failure.as_deref()
+    }
+
     /// The package as it stood after the change, without its payload.
     pub fn package(&self) -> PackageView {
         let leased = self.to == Phase::Leased;
-        let body = PackageBody {
-            queue: self.queue.clone(),
-            id: self.id.clone(),
-            kind: self.kind.clone(),
-            payload: Box::default(),
-            priority: Some(self.priority),
-            create: self.create,
-            options: self.options.clone(),
-        };
+        let priority = u8::try_from(self.priority).ok();
+        let body = PackageBody::new(self.profile.clone(), self.id.clone(), priority, self.create, &[]);
+        let carried = self.carried.as_deref().cloned().unwrap_or_default();
         PackageView {
-            body: Some(Arc::new(body)),
-            queue: self.queue.clone(),
+            body: Some(body),
+            queue: self.queue().clone(),
             id: self.id.clone(),
             state: self.to,
             priority: self.priority,
@@ -98,12 +105,12 @@ impl Change {
             lease_expire: self.until.filter(|_| leased),
             due: self.until.filter(|_| self.to == Phase::Scheduled),
             finish: self.to.is_finished().then_some(self.time),
-            checkpoint: self.checkpoint.clone(),
-            result: self.result.clone(),
-            result_content_type: self.result_content_type.clone().unwrap_or_else(|| "".into()),
+            checkpoint: carried.checkpoint,
+            result: carried.result,
+            result_content_type: carried.result_content_type.unwrap_or_else(|| "".into()),
             result_evicted: false,
-            moved_to: self.moved_to.clone(),
-            last_failure: self.failure.as_deref().cloned(),
+            moved_to: carried.moved_to,
+            last_failure: carried.failure.as_deref().cloned(),
             seq: 0,
             create_revision: self.create_revision,
             revision: self.revision,
@@ -112,12 +119,24 @@ impl Change {
 
     /// About what it keeps in memory for as long as it is kept, were it the only one to do so.
     pub fn bytes(&self) -> usize {
-        let options = self.options.as_ref().map_or(0, |options| {
-            let labels = options.labels.iter().map(|(key, value)| key.len() + value.len() + LABEL_BYTES);
-            size_of::<BodyOptions>() + options.content_type.len() + labels.sum::<usize>()
+        let options = &self.profile.options;
+        let labels = options.labels.iter().map(|(key, value)| key.len() + value.len() + LABEL_BYTES);
+        let carried = self.carried.as_deref().map_or(0, |carried| {
+            let failure =
+                carried.failure.as_ref().map_or(0, |failure| size_of::<FailureView>() + failure.message.len());
+            size_of::<Carried>() + carried.checkpoint.len() + carried.result.len() + failure
         });
-        let failure = self.failure.as_ref().map_or(0, |failure| size_of::<FailureView>() + failure.message.len());
-        size_of::<Self>() + self.id.len() + options + self.checkpoint.len() + self.result.len() + failure
+        size_of::<Self>() + self.id.len() + options.content_type.len() + labels.sum::<usize>() + carried
+    }
+}
+
+fn carried(rare: &Rare) -> Carried {
+    Carried {
+        checkpoint: rare.checkpoint.clone(),
+        result: rare.result.clone(),
+        result_content_type: rare.result_content_type.clone(),
+        moved_to: rare.moved_to.clone(),
+        failure: rare.failure.clone(),
     }
 }
 
@@ -146,7 +165,7 @@ impl Machine {
             to: package.phase,
             lease_end,
             history: settings.history,
-            priority: body.priority.unwrap_or(settings.default_priority),
+            priority: body.priority().map_or(settings.default_priority, u32::from),
             max_attempts: body.max_attempts().unwrap_or(settings.max_attempts),
             attempts: package.attempts,
             fence: package.fence,
@@ -154,17 +173,11 @@ impl Machine {
             session: session.map(|session| session.id.clone()),
             time: self.state.wall,
             until,
-            checkpoint: rare.map(|rare| rare.checkpoint.clone()).unwrap_or_default(),
-            result: rare.map(|rare| rare.result.clone()).unwrap_or_default(),
-            result_content_type: rare.and_then(|rare| rare.result_content_type.clone()),
-            moved_to: rare.and_then(|rare| rare.moved_to.clone()),
-            failure: rare.and_then(|rare| rare.failure.clone()),
+            carried: rare.map(carried).filter(|carried| *carried != Carried::default()).map(Box::new),
             create_revision: package.create_revision,
-            queue: body.queue.clone(),
-            id: body.id.clone(),
-            kind: body.kind.clone(),
-            options: body.options.clone(),
-            create: body.create,
+            profile: body.profile().clone(),
+            id: body.id().clone(),
+            create: body.create(),
         });
     }
 }

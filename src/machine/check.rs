@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::Machine;
 use super::index::{Class, Index, Line, Timer, is_attached};
 use super::state::{NONE, QueueNo};
-use crate::types::{Fence, State as Phase};
+use crate::types::{Fence, PackageId, State as Phase};
 
 impl Machine {
     /// Recounts every invariant; empty if all hold.
@@ -26,18 +26,18 @@ impl Machine {
             expect(sound.is_ok(), &|| format!("{table}: {}", sound.clone().err().unwrap_or_default()));
         }
 
-        let mut places: BTreeMap<(QueueNo, &str), u32> = BTreeMap::new();
+        let mut places: BTreeMap<(QueueNo, &PackageId), u32> = BTreeMap::new();
         let mut fences: BTreeMap<Fence, u32> = BTreeMap::new();
         for (slot, package) in state.packages.iter() {
-            let name = || format!("{}/{} (slot {slot})", package.body.queue, package.body.id);
+            let name = || format!("{}/{} (slot {slot})", package.body.queue(), package.body.id());
             let queue = state.queues.get(package.queue);
-            expect(queue.is_some_and(|q| q.name == package.body.queue), &|| {
+            expect(queue.is_some_and(|q| q.name == *package.body.queue()), &|| {
                 format!("{}: its queue is not there", name())
             });
-            expect(places.insert((package.queue, &package.body.id), slot).is_none(), &|| format!("{}: twice", name()));
+            expect(places.insert((package.queue, package.body.id()), slot).is_none(), &|| format!("{}: twice", name()));
             expect(package.fence.0 <= state.revision.0, &|| format!("{}: fence {} lies ahead", name(), package.fence));
             expect(package.settled <= package.fence, &|| format!("{}: settled a lease it never had", name()));
-            expect(self.find(package.queue, &package.body.id) == Some(slot), &|| {
+            expect(self.find(package.queue, &package.body.id().text()) == Some(slot), &|| {
                 format!("{}: not found by id", name())
             });
             let leased = package.phase == Phase::Leased;
@@ -60,7 +60,9 @@ impl Machine {
             }
             let finished = package.phase.is_finished();
             expect(!finished || !package.suspect, &|| format!("{}: finished under suspicion", name()));
-            expect(!package.leaves() || package.body.payload.is_empty(), &|| format!("{}: keeps its payload", name()));
+            expect(!package.leaves() || package.body.payload().is_empty(), &|| {
+                format!("{}: keeps its payload", name())
+            });
         }
         for (number, session) in state.sessions.iter() {
             let hold = self.index.held(number);
@@ -134,7 +136,7 @@ impl Machine {
         let idle = self.state.queues.iter().filter(|(number, _)| !self.index.candidates.contains(number));
         let found = idle.filter_map(|(number, queue)| Some((queue, self.choose(number)?))).next();
         let (queue, (choice, session)) = found?;
-        let id = &self.state.packages.at(choice.head.slot).body.id;
+        let id = &self.state.packages.at(choice.head.slot).body.id();
         let session = &self.state.sessions.at(session).id;
         Some(format!("{}/{id} is ready, session {session} has credit, and no match debt is noted", queue.name))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::reject::Reject;
 use super::view::PackageBody;
-use crate::types::{Blob, Epoch, Fence, QueueName};
+use crate::types::{Blob, Epoch, Fence, PackageId, QueueName};
 
 /// A session's own id, as its client minted it.
 pub type SessionId = Arc<str>;
@@ -29,7 +29,7 @@ pub enum Effect {
     /// The queue has ended: answer who waits for it.
     QueueEnded { queue: QueueName },
     /// The package is finished: answer who waits for it.
-    PackageFinished { queue: QueueName, id: Arc<str> },
+    PackageFinished { queue: QueueName, id: PackageId },
     /// A sweep ended after so many packages.
     SweepFinished { sweep: u64, changed: u64 },
     /// Compute the state hash at this batch's index, off the apply path.
@@ -40,14 +40,14 @@ pub enum Effect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRef {
     pub queue: QueueName,
-    pub id: Arc<str>,
+    pub id: PackageId,
     pub fence: Fence,
 }
 
 /// A package on its way to a worker.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    pub body: Arc<PackageBody>,
+    pub body: PackageBody,
     pub fence: Fence,
     pub lease_ms: u64,
     /// 1 for the first.
@@ -62,7 +62,7 @@ impl Delivery {
         const FIELDS: usize = 128;
         let body = &self.body;
         let labels: usize = body.labels().iter().map(|(key, value)| key.len() + value.len() + 8).sum();
-        FIELDS + body.payload.len() + body.id.len() + body.kind.len() + labels + self.checkpoint.len()
+        FIELDS + body.payload().len() + body.id().len() + body.kind().len() + labels + self.checkpoint.len()
     }
 }
 

@@ -8,6 +8,7 @@ use super::state::{Package, QueueNo, Session, SessionNo, Slot, State};
 use super::tables::ids::{Ids, hash_id};
 use super::tables::ordered::Ordered;
 use super::tables::ready::{Head, Ready};
+use super::view::Profile;
 use crate::types::{Fence, QueueName, State as Phase, Ticks, Wall};
 
 pub type ClassNo = u32;
@@ -79,11 +80,13 @@ impl Lane {
 }
 
 /// A kind that is known in a queue.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Kind {
     /// Packages of this kind in the queue, in any state.
     pub packages: u64,
     pub lane: Lane,
+    /// What those without options share.
+    pub profile: Arc<Profile>,
 }
 
 /// A queue's orders and counts.
@@ -258,12 +261,13 @@ impl Index {
     /// Enters a package: its id, kind, counts, and its place for the state it is in.
     pub fn add(&mut self, slot: Slot, package: &Package) {
         let line = self.line_mut(package.queue);
-        line.ids.insert(hash_id(&package.body.id), slot);
+        line.ids.insert(hash_id(&package.body.id().text()), slot);
         line.roll.insert(package.seq, slot);
-        match line.kinds.get_mut(&package.body.kind) {
+        match line.kinds.get_mut(package.body.kind()) {
             Some(kind) => kind.packages += 1,
             None => {
-                line.kinds.insert(package.body.kind.clone(), Kind { packages: 1, lane: Lane::default() });
+                let profile = package.body.profile().plain();
+                line.kinds.insert(profile.kind.clone(), Kind { packages: 1, lane: Lane::default(), profile });
             }
         }
         let bytes = package.bytes();
@@ -276,12 +280,12 @@ impl Index {
     pub fn forget(&mut self, slot: Slot, package: &Package) {
         let bytes = package.bytes();
         let line = self.line_mut(package.queue);
-        line.ids.remove(hash_id(&package.body.id), slot);
+        line.ids.remove(hash_id(&package.body.id().text()), slot);
         line.roll.remove(package.seq);
-        if let Some(kind) = line.kinds.get_mut(&package.body.kind) {
+        if let Some(kind) = line.kinds.get_mut(package.body.kind()) {
             kind.packages -= 1;
             if kind.packages == 0 {
-                line.kinds.remove(&package.body.kind);
+                line.kinds.remove(package.body.kind());
             }
         }
         line.bytes -= bytes;
@@ -299,7 +303,7 @@ impl Index {
             Phase::Ready => {
                 let head = Head { level: package.level, seq: package.seq, slot };
                 line.all.of_mut(package.suspect).insert(head);
-                if let Some(kind) = line.kinds.get_mut(&package.body.kind) {
+                if let Some(kind) = line.kinds.get_mut(package.body.kind()) {
                     kind.lane.of_mut(package.suspect).insert(head);
                 }
                 self.candidates.insert(package.queue);
@@ -344,7 +348,7 @@ impl Index {
         match package.phase {
             Phase::Ready => {
                 line.all.of_mut(package.suspect).remove(package.level, package.seq);
-                if let Some(kind) = line.kinds.get_mut(&package.body.kind) {
+                if let Some(kind) = line.kinds.get_mut(package.body.kind()) {
                     kind.lane.of_mut(package.suspect).remove(package.level, package.seq);
                 }
             }

@@ -241,7 +241,7 @@ impl Machine {
 
     pub(super) fn lease_ref(&self, slot: Slot) -> LeaseRef {
         let package = self.state.packages.at(slot);
-        LeaseRef { queue: package.body.queue.clone(), id: package.body.id.clone(), fence: package.fence }
+        LeaseRef { queue: package.body.queue().clone(), id: package.body.id().clone(), fence: package.fence }
     }
 
     /// Tells a live session that leases are gone without its doing.

@@ -7,9 +7,9 @@ use super::change::LeaseEnd;
 use super::effect::{Effect, SessionId};
 use super::state::{NONE, Package, QueueNo, Settlement, Slot, Tombstone};
 use super::tables::ids::{hash_id, wide_hash_id};
-use super::view::{BodyOptions, FailureView, PackageBody};
+use super::view::{BodyOptions, FailureView, PackageBody, Profile};
 use super::{Machine, command};
-use crate::types::{Cause, Epoch, Fence, QueueName, State as Phase, Ticks, limits};
+use crate::types::{Cause, Epoch, Fence, PackageId, QueueName, State as Phase, Ticks, Wall, limits};
 
 /// What a failed lease tells.
 pub struct Blame<'a> {
@@ -53,7 +53,6 @@ impl Machine {
         let revision = self.state.bump();
         let seq = self.state.next_seq;
         self.state.next_seq += 1;
-        let body = Arc::new(body);
         let phase =
             if body.not_before().is_some_and(|due| due > self.state.wall) { Phase::Scheduled } else { Phase::Ready };
         let package = Package {
@@ -85,7 +84,7 @@ impl Machine {
 
     fn level(&self, queue: QueueNo, body: &PackageBody) -> u8 {
         let default = self.state.queues.at(queue).settings.default_priority;
-        body.priority.unwrap_or(default).min(limits::MAX_PRIORITY) as u8
+        body.priority().map_or(default, u32::from).min(limits::MAX_PRIORITY) as u8
     }
 
     /// Back in line, at its old place; or expired, if its time came while it was away.
@@ -154,7 +153,7 @@ impl Machine {
             }
         });
         let package = self.state.packages.at(slot);
-        let (name, id) = (package.body.queue.clone(), package.body.id.clone());
+        let (name, id) = (package.body.queue().clone(), package.body.id().clone());
         let counts = self.state.queues.at_mut(queue);
         match phase {
             Phase::Completed => counts.completed += 1,
@@ -186,7 +185,7 @@ impl Machine {
             self.die(slot, end);
             return;
         }
-        let noise = hash_id(&package.body.id).rotate_left(package.attempts % 64) ^ u64::from(package.attempts);
+        let noise = hash_id(&package.body.id().text()).rotate_left(package.attempts % 64) ^ u64::from(package.attempts);
         let rest = blame.retry_delay_ms.unwrap_or_else(|| settings.backoff_ms(package.attempts, noise));
         if rest == 0 {
             self.make_ready(slot, end);
@@ -211,9 +210,9 @@ impl Machine {
         if let Some(target) = target {
             let name = self.state.queues.at(target).name.clone();
             let body = dead_letter(package, name.clone(), self.state.wall);
-            let moved_to: Arc<str> = format!("{name}/{}", body.id).into();
+            let moved_to: Arc<str> = format!("{name}/{}", body.id()).into();
             let content_hash = package.content_hash;
-            if self.find(target, &body.id).is_none() {
+            if self.find(target, &body.id().text()).is_none() {
                 self.insert(target, body, content_hash);
             }
             self.finish_as(slot, Phase::Dead, Some(moved_to), end);
@@ -235,7 +234,9 @@ impl Machine {
                 rare.worker = None;
             }
             if package.body.expire().is_some_and(|expire| expire <= wall) {
-                Arc::make_mut(&mut package.body).change_options(|options| options.expire = None);
+                let mut profile = Profile::clone(package.body.profile());
+                profile.options.expire = None;
+                package.body = package.body.with_profile(profile);
             }
         });
     }
@@ -251,7 +252,7 @@ impl Machine {
         self.now.changes += 1;
         if mourned {
             let queue = self.state.queues.at_mut(number);
-            let id_hash = wide_hash_id(&package.body.id);
+            let id_hash = wide_hash_id(&package.body.id().text());
             let position = queue.tombstones.push(Tombstone {
                 id_hash,
                 content_hash: package.content_hash,
@@ -328,7 +329,8 @@ impl Machine {
     /// The package with this id.
     pub(super) fn find(&self, queue: QueueNo, id: &str) -> Option<Slot> {
         let packages = &self.state.packages;
-        self.index.line(queue).ids.find(hash_id(id), |slot| &*packages.at(slot).body.id == id)
+        let wanted = PackageId::from(id);
+        self.index.line(queue).ids.find(hash_id(id), |slot| *packages.at(slot).body.id() == wanted)
     }
 
     /// What is left of a package with this id.
@@ -345,16 +347,10 @@ impl Machine {
     }
 }
 
-/// The canonical body of a new package.
-pub(super) fn body_of(
-    new: &command::NewPackage,
-    queue: QueueName,
-    kind: Arc<str>,
-    now: crate::types::Wall,
-) -> PackageBody {
+/// What a new package's submitter set beside the usual.
+pub(super) fn options_of(new: &command::NewPackage, now: Wall) -> BodyOptions {
     use crate::proto::internal::new_package::{Expiry, Schedule};
-    use crate::types::Wall;
-    let options = BodyOptions {
+    BodyOptions {
         content_type: new.content_type.as_str().into(),
         labels: new.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
         not_before: new.schedule.map(|schedule| match schedule {
@@ -366,35 +362,22 @@ pub(super) fn body_of(
             Expiry::TtlMs(ttl) => now.plus(ttl),
         }),
         max_attempts: new.max_attempts,
-    };
-    PackageBody {
-        queue,
-        id: new.id.as_str().into(),
-        kind,
-        payload: (&*new.payload).into(),
-        priority: new.priority,
-        create: now,
-        options: options.shared(),
     }
 }
 
 fn drop_payload(package: &mut Package) {
-    if package.body.payload.is_empty() {
-        return;
-    }
-    match Arc::get_mut(&mut package.body) {
-        Some(body) => body.payload = Box::default(),
-        None => package.body = Arc::new(package.body.without_payload()),
+    if !package.body.payload().is_empty() {
+        package.body = package.body.without_payload();
     }
 }
 
-fn dead_letter(package: &Package, queue: QueueName, now: crate::types::Wall) -> PackageBody {
+fn dead_letter(package: &Package, queue: QueueName, now: Wall) -> PackageBody {
     let body = &package.body;
     let failure = package.rare.as_ref().and_then(|rare| rare.failure.as_ref());
     let mut labels: Vec<(Box<str>, Box<str>)> =
         body.labels().iter().filter(|(key, _)| !key.starts_with("wharf.")).cloned().collect();
-    labels.push((ORIGIN_QUEUE.into(), body.queue.as_str().into()));
-    labels.push((ORIGIN_ID.into(), (&*body.id).into()));
+    labels.push((ORIGIN_QUEUE.into(), body.queue().as_str().into()));
+    labels.push((ORIGIN_ID.into(), (*body.id().text()).into()));
     labels.push(("wharf.attempts".into(), package.attempts.to_string().into()));
     if let Some(failure) = failure {
         labels.push(("wharf.cause".into(), failure.cause.as_str().into()));
@@ -403,13 +386,9 @@ fn dead_letter(package: &Package, queue: QueueName, now: crate::types::Wall) -> 
     labels.sort();
     let options =
         BodyOptions { content_type: body.content_type().into(), labels: labels.into(), ..BodyOptions::default() };
-    PackageBody {
-        id: format!("{}#{}", body.id, package.fence).into(),
-        queue,
-        create: now,
-        options: options.shared(),
-        ..PackageBody::clone(body)
-    }
+    let profile = Arc::new(Profile { queue, kind: body.kind().clone(), options });
+    let id = format!("{}#{}", body.id(), package.fence);
+    PackageBody::new(profile, id.as_str().into(), body.priority(), now, body.payload())
 }
 
 /// Labels of a dead-letter copy that tell where it came from.

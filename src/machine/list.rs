@@ -23,7 +23,7 @@ pub struct Wanted {
 impl Wanted {
     fn takes(&self, package: &Package) -> bool {
         let state = self.states == 0 || self.states & (1 << package.phase as u32) != 0;
-        state && (self.kind.is_empty() || *package.body.kind == *self.kind) && self.labelled(package)
+        state && (self.kind.is_empty() || **package.body.kind() == *self.kind) && self.labelled(package)
     }
 
     fn labelled(&self, package: &Package) -> bool {

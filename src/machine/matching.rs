@@ -76,7 +76,7 @@ impl Machine {
             }
         }
         let choice = best?;
-        let kind = &self.state.packages.at(choice.head.slot).body.kind;
+        let kind = &self.state.packages.at(choice.head.slot).body.kind();
         let classes = line.classes.iter().map(|class| &self.index.classes[*class as usize]);
         let place = classes.filter(|class| class.takes(kind)).filter_map(|class| first(class, choice.suspect)).min()?;
         Some((choice, place.session))

@@ -35,10 +35,10 @@ impl Machine {
         let rare = package.rare.as_deref();
         let wall_of = |ticks: Ticks| self.state.wall.plus(ticks.since(self.state.ticks));
         PackageView {
-            queue: body.queue.clone(),
-            id: body.id.clone(),
+            queue: body.queue().clone(),
+            id: body.id().clone(),
             state: package.phase,
-            priority: body.priority.unwrap_or(settings.default_priority),
+            priority: body.priority().map_or(settings.default_priority, u32::from),
             max_attempts: body.max_attempts().unwrap_or(settings.max_attempts),
             attempts: package.attempts,
             fence: package.fence,
@@ -114,7 +114,7 @@ impl Machine {
         let queue = self.state.queues.at(number);
         let line = self.index.line(number);
         let oldest = [&line.all.plain, &line.all.suspects].into_iter().filter_map(|ready| ready.oldest());
-        let oldest = oldest.min_by_key(|head| head.seq).map(|head| self.state.packages.at(head.slot).body.create);
+        let oldest = oldest.min_by_key(|head| head.seq).map(|head| self.state.packages.at(head.slot).body.create());
         QueueView {
             name: queue.name.clone(),
             settings: queue.settings.show(),
@@ -234,7 +234,7 @@ impl Machine {
             let package = self.state.packages.at(*slot);
             let line = self.index.line(package.queue);
             let classes = line.classes.iter().map(|class| &self.index.classes[*class as usize]);
-            let takers = classes.filter(|class| class.takes(&package.body.kind));
+            let takers = classes.filter(|class| class.takes(&package.body.kind()));
             let idle: usize = takers
                 .map(|class| class.credit.iter().take_while(|place| place.share == 0).take(MOST_IDLE).count())
                 .sum();

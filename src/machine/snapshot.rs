@@ -2,6 +2,7 @@
 //!
 //! The form is canonical: equal states give equal bytes, so its hash is the state's hash.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
@@ -10,9 +11,9 @@ use prost::Message;
 
 use super::index::Counts;
 use super::settings::{Cluster, Settings};
-use super::state::{Package, Queue, Rare, Session, Settlement, State, Sweep, Tombstone, Work};
+use super::state::{Package, Queue, QueueNo, Rare, Session, Settlement, State, Sweep, Tombstone, Work};
 use super::tables::slab::{NONE, Slab, Slot};
-use super::view::{BodyOptions, FailureView, PackageBody};
+use super::view::{BodyOptions, FailureView, PackageBody, Profile};
 use super::{Broken, Machine};
 use crate::proto::internal::snapshot_free::Table;
 use crate::proto::internal::snapshot_record::Record;
@@ -205,16 +206,16 @@ fn store_package(package: &Package) -> SnapshotPackage {
     let body = &package.body;
     SnapshotPackage {
         queue: package.queue,
-        id: body.id.to_string(),
-        kind: body.kind.to_string(),
+        id: body.id().to_string(),
+        kind: body.kind().to_string(),
         payload: body.share_payload(),
         content_type: body.content_type().to_owned(),
         labels: body.labels().iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
-        priority: body.priority,
+        priority: body.priority().map(u32::from),
         not_before: body.not_before().map(|wall| wall.0),
         expire: body.expire().map(|wall| wall.0),
         max_attempts: body.max_attempts(),
-        create: body.create.0,
+        create: body.create().0,
         session: (package.session != NONE).then_some(package.session),
         attempts: package.attempts,
         phase: package.phase as u32,
@@ -324,7 +325,7 @@ fn read_state(from: &mut dyn Read, knows: u32) -> Result<State, Broken> {
     }
     let mut queues: Vec<Slot<Queue>> = Vec::new();
     let mut sessions: Vec<Slot<Session>> = Vec::new();
-    let mut packages: Vec<Slot<Package>> = Vec::new();
+    let mut profiles = Profiles::new();
     let mut state = State::new();
     let mut records = 1u64;
     loop {
@@ -334,7 +335,7 @@ fn read_state(from: &mut dyn Read, knows: u32) -> Result<State, Broken> {
             Record::Free(free) => match Table::try_from(free.table).map_err(broken)? {
                 Table::Queues => queues.push(Slot::Free(free.next)),
                 Table::Sessions => sessions.push(Slot::Free(free.next)),
-                Table::Packages => packages.push(Slot::Free(free.next)),
+                Table::Packages => state.packages.append(Slot::Free(free.next)),
             },
             Record::Queue(queue) => queues.push(Slot::Used(load_queue(queue)?)),
             Record::Session(session) => sessions.push(Slot::Used(load_session(session))),
@@ -342,8 +343,7 @@ fn read_state(from: &mut dyn Read, knows: u32) -> Result<State, Broken> {
                 let Some(Slot::Used(queue)) = queues.get(package.queue as usize) else {
                     return Err(broken("a package of a queue that is not there"));
                 };
-                let package = load_package(package, queue)?;
-                packages.push(Slot::Used(package));
+                state.packages.append(Slot::Used(load_package(package, queue, &mut profiles)?));
             }
             Record::Tombstones(graves) => {
                 let Some(Slot::Used(queue)) = queues.get_mut(graves.queue as usize) else {
@@ -377,31 +377,14 @@ fn read_state(from: &mut dyn Read, knows: u32) -> Result<State, Broken> {
     state.failover_armed = globals.failover_armed;
     state.stale_cursor = globals.stale_cursor;
     state.next_sweep = globals.next_sweep;
-    share_kinds(&mut packages);
     state.queues = Slab::restore(queues, globals.free_queue);
     state.sessions = Slab::restore(sessions, globals.free_session);
-    state.packages = Slab::restore(packages, globals.free_package);
+    state.packages.set_free_head(globals.free_package);
     Ok(state)
 }
 
-/// Packages of one kind share its name.
-fn share_kinds(packages: &mut [Slot<Package>]) {
-    let mut known: std::collections::BTreeSet<Arc<str>> = Default::default();
-    for slot in packages {
-        let Slot::Used(package) = slot else { continue };
-        let kind = &package.body.kind;
-        match known.get(kind).cloned() {
-            Some(shared) => {
-                if let Some(body) = Arc::get_mut(&mut package.body) {
-                    body.kind = shared;
-                }
-            }
-            None => {
-                known.insert(kind.clone());
-            }
-        }
-    }
-}
+/// What packages of one queue and kind share, if they have no options.
+type Profiles = BTreeMap<(QueueNo, String), Arc<Profile>>;
 
 fn load_queue(stored: SnapshotQueue) -> Result<Queue, Broken> {
     let mut lease_ends = [0; 7];
@@ -450,7 +433,7 @@ fn load_session(stored: SnapshotSession) -> Session {
     }
 }
 
-fn load_package(stored: SnapshotPackage, queue: &Queue) -> Result<Package, Broken> {
+fn load_package(stored: SnapshotPackage, queue: &Queue, profiles: &mut Profiles) -> Result<Package, Broken> {
     let phase = Phase::from_number(stored.phase).ok_or_else(|| broken("a package in an unknown state"))?;
     let settlement = match stored.settlement {
         0 => Settlement::None,
@@ -466,17 +449,20 @@ fn load_package(stored: SnapshotPackage, queue: &Queue) -> Result<Package, Broke
         expire: stored.expire.map(Wall),
         max_attempts: stored.max_attempts,
     };
-    let body = PackageBody {
-        queue: queue.name.clone(),
-        id: stored.id.into(),
-        kind: stored.kind.into(),
-        payload: (&*stored.payload).into(),
-        priority: stored.priority,
-        create: Wall(stored.create),
-        options: options.shared(),
-    };
+    let plain = profiles.entry((stored.queue, stored.kind)).or_insert_with_key(|(_, kind)| {
+        let kind = kind.as_str().into();
+        Arc::new(Profile { queue: queue.name.clone(), kind, options: BodyOptions::default() })
+    });
+    let priority = stored.priority.map(|priority| priority.min(crate::types::limits::MAX_PRIORITY) as u8);
+    let body = PackageBody::new(
+        plain.with(options),
+        stored.id.as_str().into(),
+        priority,
+        Wall(stored.create),
+        &stored.payload,
+    );
     Ok(Package {
-        body: Arc::new(body),
+        body,
         queue: stored.queue,
         session: stored.session.unwrap_or(NONE),
         attempts: stored.attempts,

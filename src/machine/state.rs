@@ -90,7 +90,7 @@ impl State {
 /// A package. Only what its submitter set, where it stands, and what happened to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Package {
-    pub body: Arc<PackageBody>,
+    pub body: PackageBody,
     pub queue: QueueNo,
     /// Who holds it, while LEASED.
     pub session: SessionNo,
@@ -152,7 +152,7 @@ impl Package {
     /// Bytes that count against budgets.
     pub fn bytes(&self) -> u64 {
         let rare = self.rare.as_ref().map_or(0, |rare| rare.checkpoint.len() + rare.result.len());
-        (self.body.payload.len() + self.body.id.len() + rare + OVERHEAD_BYTES) as u64
+        (self.body.payload().len() + self.body.id().len() + rare + OVERHEAD_BYTES) as u64
     }
 
     /// LEASED and being worked on.

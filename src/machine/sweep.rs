@@ -5,7 +5,7 @@ use super::command::{DeleteQueue, Purge, Redrive};
 use super::effect::Effect;
 use super::life::{ORIGIN_ID, ORIGIN_QUEUE};
 use super::state::{QueueNo, Slot, Sweep, Work};
-use super::view::PackageBody;
+use super::view::Profile;
 use super::{Machine, Reject, Reply, Result};
 use crate::types::{QueueName, State as Phase, limits};
 
@@ -167,18 +167,17 @@ impl Machine {
             return true;
         };
         let Some(number) = self.index.queue_by_name.get(&target).copied() else { return false };
-        let (id, content_hash) = (package.body.id.clone(), package.content_hash);
-        if number == package.queue || self.find(number, &id).is_some() || self.state.queues.at(number).deleting {
+        let (id, content_hash) = (package.body.id().clone(), package.content_hash);
+        if number == package.queue || self.find(number, &id.text()).is_some() || self.state.queues.at(number).deleting {
             return false;
         }
-        let mut body = PackageBody::clone(&package.body);
-        body.queue = target.clone();
-        body.change_options(|options| {
-            let labels = std::mem::take(&mut options.labels).into_iter();
-            options.labels = labels.filter(|(key, _)| !key.starts_with("wharf.")).collect();
-            options.not_before = None;
-            options.expire = None;
-        });
+        let labels = package.body.labels().iter().filter(|(key, _)| !key.starts_with("wharf."));
+        let mut options = package.body.options().clone();
+        options.labels = labels.cloned().collect();
+        options.not_before = None;
+        options.expire = None;
+        let kind = package.body.kind().clone();
+        let body = package.body.with_profile(Profile { queue: target.clone(), kind, options });
         self.insert(number, body, content_hash);
         let phase = if dead { Phase::Dead } else { Phase::Cancelled };
         self.finish_as(slot, phase, Some(format!("{target}/{id}").into()), None);

@@ -54,7 +54,7 @@ fn fences(effects: &[Effect]) -> Vec<(String, u64)> {
         Effect::Deliver { deliveries, .. } => Some(deliveries),
         _ => None,
     });
-    deliveries.flatten().map(|delivery| (delivery.body.id.to_string(), delivery.fence.0)).collect()
+    deliveries.flatten().map(|delivery| (delivery.body.id().to_string(), delivery.fence.0)).collect()
 }
 
 #[test]

@@ -1,23 +1,33 @@
 //! What may be read of the state, as owned values that outlive the look.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use triomphe::ThinArc;
 
 use crate::proto::internal::QueueSettings;
-use crate::types::{Blob, Cause, Epoch, Fence, QueueName, Revision, State, Wall};
+use crate::types::{Blob, Cause, Epoch, Fence, PackageId, QueueName, Revision, State, Wall};
 
 /// What a package's submitter set; shared by reference between state, views and deliveries. There are
-/// millions of them: what few set stands apart.
+/// millions of them, so each is one allocation, and what many have in common stands apart.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PackageBody(ThinArc<BodyHead, u8>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct BodyHead {
+    profile: Arc<Profile>,
+    id: PackageId,
+    create: Wall,
+    priority: Option<u8>,
+}
+
+/// What packages have in common: those of one queue and kind without options share theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PackageBody {
+pub struct Profile {
     pub queue: QueueName,
-    pub id: Arc<str>,
     pub kind: Arc<str>,
-    pub payload: Box<[u8]>,
-    pub priority: Option<u32>,
-    pub create: Wall,
-    pub options: Option<Arc<BodyOptions>>,
+    pub options: BodyOptions,
 }
 
 /// What few submitters set.
@@ -34,9 +44,9 @@ pub struct BodyOptions {
 #[derive(Clone, Debug)]
 pub struct PackageView {
     /// None: only a tombstone is left.
-    pub body: Option<Arc<PackageBody>>,
+    pub body: Option<PackageBody>,
     pub queue: QueueName,
-    pub id: Arc<str>,
+    pub id: PackageId,
     pub state: State,
     pub priority: u32,
     pub max_attempts: u32,
@@ -149,60 +159,114 @@ pub struct Summary {
 }
 
 impl PackageBody {
+    /// The payload is copied: a slice of a message would keep the whole message in memory.
+    pub fn new(profile: Arc<Profile>, id: PackageId, priority: Option<u8>, create: Wall, payload: &[u8]) -> Self {
+        Self(ThinArc::from_header_and_slice(BodyHead { profile, id, create, priority }, payload))
+    }
+
+    fn head(&self) -> &BodyHead {
+        &self.0.header.header
+    }
+
+    pub fn profile(&self) -> &Arc<Profile> {
+        &self.head().profile
+    }
+
+    pub fn queue(&self) -> &QueueName {
+        &self.profile().queue
+    }
+
+    pub fn id(&self) -> &PackageId {
+        &self.head().id
+    }
+
+    pub fn kind(&self) -> &Arc<str> {
+        &self.profile().kind
+    }
+
+    pub fn payload(&self) -> &[u8] {
+        &self.0.slice
+    }
+
+    pub fn create(&self) -> Wall {
+        self.head().create
+    }
+
+    /// What its submitter chose; none: the queue's default.
+    pub fn priority(&self) -> Option<u8> {
+        self.head().priority
+    }
+
     pub fn content_type(&self) -> &str {
-        self.options.as_ref().map_or("", |options| &options.content_type)
+        &self.options().content_type
     }
 
     pub fn labels(&self) -> &[(Box<str>, Box<str>)] {
-        self.options.as_ref().map_or(&[], |options| &options.labels)
+        &self.options().labels
     }
 
     pub fn not_before(&self) -> Option<Wall> {
-        self.options.as_ref()?.not_before
+        self.options().not_before
     }
 
     pub fn expire(&self) -> Option<Wall> {
-        self.options.as_ref()?.expire
+        self.options().expire
     }
 
     pub fn max_attempts(&self) -> Option<u32> {
-        self.options.as_ref()?.max_attempts
+        self.options().max_attempts
     }
 
-    pub fn change_options(&mut self, change: impl FnOnce(&mut BodyOptions)) {
-        let mut options = self.options.take().map(Arc::unwrap_or_clone).unwrap_or_default();
-        change(&mut options);
-        self.options = options.shared();
+    pub fn options(&self) -> &BodyOptions {
+        &self.profile().options
     }
 
     /// The payload for whoever sends it: not copied, the body lives as long.
-    pub fn share_payload(self: &Arc<Self>) -> Bytes {
-        struct Shared(Arc<PackageBody>);
+    pub fn share_payload(&self) -> Bytes {
+        struct Shared(PackageBody);
         impl AsRef<[u8]> for Shared {
             fn as_ref(&self) -> &[u8] {
-                &self.0.payload
+                self.0.payload()
             }
         }
-        if self.payload.is_empty() { Bytes::new() } else { Bytes::from_owner(Shared(self.clone())) }
+        if self.payload().is_empty() { Bytes::new() } else { Bytes::from_owner(Shared(self.clone())) }
+    }
+
+    /// The same with another profile.
+    pub fn with_profile(&self, profile: Profile) -> Self {
+        Self(ThinArc::from_header_and_slice(
+            BodyHead { profile: Arc::new(profile), ..self.head().clone() },
+            self.payload(),
+        ))
     }
 
     /// The same without its payload.
     pub fn without_payload(&self) -> Self {
-        Self {
-            queue: self.queue.clone(),
-            id: self.id.clone(),
-            kind: self.kind.clone(),
-            payload: Box::default(),
-            priority: self.priority,
-            create: self.create,
-            options: self.options.clone(),
-        }
+        Self(ThinArc::from_header_and_slice(self.head().clone(), &[]))
     }
 }
 
-impl BodyOptions {
-    /// None if there are none.
-    pub fn shared(self) -> Option<Arc<Self>> {
-        (self != Self::default()).then(|| Arc::new(self))
+impl Profile {
+    /// The same with these options.
+    pub fn with(self: &Arc<Self>, options: BodyOptions) -> Arc<Self> {
+        if self.options == options {
+            return self.clone();
+        }
+        Arc::new(Self { queue: self.queue.clone(), kind: self.kind.clone(), options })
+    }
+
+    /// The same without options.
+    pub fn plain(self: &Arc<Self>) -> Arc<Self> {
+        self.with(BodyOptions::default())
+    }
+}
+
+impl fmt::Debug for PackageBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let payload = self.payload().escape_ascii().to_string();
+        let BodyHead { profile, id, create, priority } = self.head();
+        let mut shown = f.debug_struct("PackageBody");
+        shown.field("id", id).field("profile", profile).field("create", create);
+        shown.field("priority", priority).field("payload", &payload).finish()
     }
 }

@@ -249,7 +249,7 @@ impl Readers {
             // Neighbours are often of one queue: it is looked up once.
             let mut last: Option<&QueueName> = None;
             for change in taken.iter() {
-                let queue = &change.queue;
+                let queue = change.queue();
                 if last != Some(queue) {
                     last = Some(queue);
                     wake_each(self.of_queue.get(queue), taken.upto);

@@ -5,9 +5,20 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
+use crate::machine::change::Carried;
+use crate::machine::view::Profile;
 use crate::types::{Fence, State, Wall};
 
 const WAIT: Duration = Duration::from_secs(10);
+
+fn profile(queue: &str) -> Arc<Profile> {
+    let queue = QueueName::parse(queue).unwrap();
+    Arc::new(Profile { queue, kind: "".into(), options: Default::default() })
+}
+
+fn carried(carried: Carried) -> Option<Box<Carried>> {
+    Some(Box::new(carried))
+}
 
 fn change(queue: &str, revision: u64) -> Change {
     Change {
@@ -16,10 +27,8 @@ fn change(queue: &str, revision: u64) -> Change {
         to: State::Ready,
         lease_end: None,
         history: 0,
-        queue: QueueName::parse(queue).unwrap(),
-        id: format!("p{revision}").into(),
-        kind: "".into(),
-        options: None,
+        profile: profile(queue),
+        id: (&*format!("p{revision}")).into(),
         create: Wall(0),
         priority: 4,
         max_attempts: 5,
@@ -29,11 +38,7 @@ fn change(queue: &str, revision: u64) -> Change {
         session: None,
         time: Wall(0),
         until: None,
-        checkpoint: Default::default(),
-        result: Default::default(),
-        result_content_type: None,
-        moved_to: None,
-        failure: None,
+        carried: None,
         create_revision: Revision(revision),
     }
 }
@@ -111,7 +116,10 @@ fn by_default_so_much_is_kept_and_so_much_is_read_at_once() {
 
     let large = |revision| {
         let result = crate::types::Blob::copied(&vec![0; limits::CHANGES_KEPT_BYTES / 4]);
-        changes.append(vec![Change { result, ..change("q", revision) }], Revision(revision));
+        changes.append(
+            vec![Change { carried: carried(Carried { result, ..Carried::default() }), ..change("q", revision) }],
+            Revision(revision),
+        );
     };
     (MOST + 2..MOST + 7).for_each(large);
     let (count, bytes) = changes.kept();
@@ -123,7 +131,10 @@ fn large_changes_count_with_what_they_hold() {
     let changes = Changes::new(Bounds { count: 1_000, bytes: 1 << 20 });
     for revision in 1..=100 {
         let result = crate::types::Blob::copied(&vec![0; 100 << 10]);
-        changes.append(vec![Change { result, ..change("q", revision) }], Revision(revision));
+        changes.append(
+            vec![Change { carried: carried(Carried { result, ..Carried::default() }), ..change("q", revision) }],
+            Revision(revision),
+        );
     }
     let (count, bytes) = changes.kept();
     assert!(count == 10 && bytes <= 1 << 20, "{count} changes, {bytes} bytes");

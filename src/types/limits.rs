@@ -204,7 +204,7 @@ pub const LOG_RETRY_MS: u64 = 1_000;
 pub const SNAPSHOTS_KEPT: usize = 2;
 pub const SNAPSHOT_FRAME_BYTES: usize = 256 << 10;
 /// Bytes of the log's tail that stay in memory.
-pub const LOG_CACHE_BYTES: usize = 48 << 20;
+pub const LOG_CACHE_BYTES: usize = 16 << 20;
 /// Disk space set aside for completions and snapshots, at least.
 pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 

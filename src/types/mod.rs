@@ -7,11 +7,13 @@ pub mod blob;
 pub mod ids;
 pub mod limits;
 pub mod name;
+pub mod package_id;
 pub mod state;
 pub mod time;
 
 pub use blob::Blob;
 pub use ids::{Epoch, Fence, NodeId, Revision};
 pub use name::QueueName;
+pub use package_id::PackageId;
 pub use state::{Cause, State};
 pub use time::{Ticks, Wall};

@@ -98,8 +98,8 @@ impl Runner {
                     let worker = self.workers.entry(session.to_string()).or_default();
                     for delivery in deliveries {
                         worker.take(Lease {
-                            queue: delivery.body.queue.to_string(),
-                            id: delivery.body.id.to_string(),
+                            queue: delivery.body.queue().to_string(),
+                            id: delivery.body.id().to_string(),
                             fence: delivery.fence.0,
                         });
                     }

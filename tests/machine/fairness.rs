@@ -19,8 +19,8 @@ fn share_out(credits: &[u32], packages: usize) -> Vec<usize> {
         for effect in applied.effects {
             let Effect::Deliver { session, deliveries, .. } = effect else { continue };
             let part = |delivery: wharf::machine::effect::Delivery| Completion {
-                queue: delivery.body.queue.to_string(),
-                id: delivery.body.id.to_string(),
+                queue: delivery.body.queue().to_string(),
+                id: delivery.body.id().to_string(),
                 fence: delivery.fence.0,
                 ..Completion::default()
             };

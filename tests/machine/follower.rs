@@ -104,5 +104,5 @@ impl Follower {
 }
 
 fn key_of(change: &Change) -> Key {
-    (change.queue.to_string(), change.id.to_string())
+    (change.queue().to_string(), change.id.to_string())
 }

@@ -457,7 +457,7 @@ fn a_new_cluster_has_the_limits_by_default() {
 
 fn deliveries(effects: &[Effect]) -> Vec<String> {
     let ids = effects.iter().filter_map(|effect| match effect {
-        Effect::Deliver { deliveries, .. } => Some(deliveries.iter().map(|delivery| delivery.body.id.to_string())),
+        Effect::Deliver { deliveries, .. } => Some(deliveries.iter().map(|delivery| delivery.body.id().to_string())),
         _ => None,
     });
     ids.flatten().collect()

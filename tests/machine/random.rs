@@ -96,7 +96,7 @@ impl Run {
             // Some messages never arrive.
             let arrives = self.rng.random_bool(0.9);
             for delivery in deliveries {
-                let key = (delivery.body.queue.to_string(), delivery.body.id.to_string());
+                let key = (delivery.body.queue().to_string(), delivery.body.id().to_string());
                 self.granted.push((session.to_string(), key, delivery.fence.0));
                 if arrives {
                     let arrived = self.arrived.entry(session.to_string()).or_default();

@@ -203,8 +203,8 @@ pub fn deliveries(deliveries: &[Delivery]) -> String {
         if !delivery.checkpoint.is_empty() {
             let _ = write!(tail, "+{}", String::from_utf8_lossy(&delivery.checkpoint));
         }
-        let item = Item { id: delivery.body.id.to_string(), fence: Some(delivery.fence.0), tail };
-        (delivery.body.queue.to_string(), item)
+        let item = Item { id: delivery.body.id().to_string(), fence: Some(delivery.fence.0), tail };
+        (delivery.body.queue().to_string(), item)
     });
     by_queue(items)
 }
@@ -244,13 +244,13 @@ pub fn package(view: &PackageView) -> String {
         say("fence", view.fence.to_string());
     }
     let Some(body) = &view.body else { return line + " (tombstone)" };
-    if !body.kind.is_empty() {
-        say("kind", body.kind.to_string());
+    if !body.kind().is_empty() {
+        say("kind", body.kind().to_string());
     }
     say("attempts", format!("{}/{}", view.attempts, view.max_attempts));
     say("priority", view.priority.to_string());
-    if !body.payload.is_empty() {
-        say("payload", blob(&body.payload));
+    if !body.payload().is_empty() {
+        say("payload", blob(body.payload()));
     }
     for (key, value) in body.labels() {
         say(&format!("label.{key}"), value.to_string());

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::machine::command::{NewPackage, Submit, Submitted};
-use crate::machine::life::body_of;
+use crate::machine::life::options_of;
 use crate::machine::settings::Settings;
 use crate::machine::state::{OVERHEAD_BYTES, QueueNo};
+use crate::machine::view::{PackageBody, Profile};
 use crate::machine::{Machine, Reject, Reply, Result};
 use crate::types::{QueueName, limits};
 
@@ -103,11 +104,14 @@ impl Machine {
             Some(queue) => *queue,
             None => self.make_queue(name.clone(), Settings::default()),
         };
-        let kind = match self.index.line(queue).kinds.get_key_value(new.kind.as_str()) {
-            Some((kind, _)) => kind.clone(),
-            None => Arc::from(new.kind.as_str()),
+        let now = self.state.wall;
+        let options = options_of(new, now);
+        let profile = match self.index.line(queue).kinds.get(new.kind.as_str()) {
+            Some(kind) => kind.profile.with(options),
+            None => Arc::new(Profile { queue: name, kind: Arc::from(new.kind.as_str()), options }),
         };
-        let body = body_of(new, name, kind, self.state.wall);
+        let priority = new.priority.map(|priority| priority.min(limits::MAX_PRIORITY) as u8);
+        let body = PackageBody::new(profile, new.id.as_str().into(), priority, now, &new.payload);
         self.insert(queue, body, new.content_hash);
         Submitted { duplicate: false }
     }

@@ -33,12 +33,20 @@ impl<T: Clone, const PAGE: usize> Slab<T, PAGE> {
     /// From all slots in order and the head of the free list, as stored.
     pub fn restore(slots: impl IntoIterator<Item = Slot<T>>, free: u32) -> Self {
         let mut slab = Self::new();
-        for slot in slots {
-            slab.used += u32::from(matches!(slot, Slot::Used(_)));
-            slab.push(slot);
-        }
-        slab.free = free;
+        slots.into_iter().for_each(|slot| slab.append(slot));
+        slab.set_free_head(free);
         slab
+    }
+
+    /// Restores the next slot; [`Self::set_free_head`] ends it.
+    pub fn append(&mut self, slot: Slot<T>) {
+        self.used += u32::from(matches!(slot, Slot::Used(_)));
+        self.push(slot);
+    }
+
+    /// Where the restored free list begins.
+    pub fn set_free_head(&mut self, free: u32) {
+        self.free = free;
     }
 
     fn push(&mut self, slot: Slot<T>) -> u32 {

@@ -87,7 +87,7 @@ impl Runner {
                 };
                 match machine.list(&queue, &wanted, from, end, looks, most) {
                     Ok(listed) => {
-                        let ids: Vec<&str> = listed.packages.iter().map(|view| &*view.id).collect();
+                        let ids: Vec<String> = listed.packages.iter().map(|view| view.id.to_string()).collect();
                         let more = if listed.next.is_some() { "more" } else { "no more" };
                         writeln!(out, "{}; {more}", if ids.is_empty() { "none".into() } else { ids.join(" ") })?;
                         self.list = listed.next.map(|next| (next, end));

@@ -18,7 +18,7 @@ impl Model {
                 self.sessions.get(&**session).ok_or_else(|| format!("a delivery to {session}, which is not"))?;
             ensure!(known.epoch >= epoch.0, "a delivery to {session} in epoch {}, it is in {}", epoch.0, known.epoch);
             for delivery in deliveries {
-                let key = (delivery.body.queue.to_string(), delivery.body.id.to_string());
+                let key = (delivery.body.queue().to_string(), delivery.body.id().to_string());
                 grants.push((delivery.fence.0, session.to_string(), key, delivery.attempt, epoch.0));
             }
         }
