@@ -7,6 +7,7 @@
 //! Invariants: nothing is measured by asking the servers: confirms, deliveries and completions are counted as they
 //! arrive here. A run in which a confirmed package went missing fails.
 
+mod pacer;
 mod plan;
 mod report;
 mod stage;
@@ -104,7 +105,7 @@ pub struct Bench {
     #[arg(long, conflicts_with_all = ["unary", "kill_leader"])]
     publish_only: bool,
     /// Publish by single calls, one package each, with so many callers at once; consume nothing.
-    #[arg(long, value_name = "CALLERS", value_parser = clap::value_parser!(u64).range(1..=4_096), conflicts_with = "kill_leader")]
+    #[arg(long, value_name = "CALLERS", value_parser = clap::value_parser!(u64).range(1..=512), conflicts_with = "kill_leader")]
     unary: Option<u64>,
     /// Lose the leader after a third of the run, at most 4 s; at 1000 packages a second for 14 s
     /// unless --rate, --count or --duration say otherwise.

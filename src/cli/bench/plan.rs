@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::client::{NewPackage, Package};
 
-/// Where a package's number and due time begin and end in its payload.
+/// A package's number and due time, at the beginning of its payload.
 const STAMP_BYTES: usize = 16;
 
 /// At a rate the first package is due after this, so that all are connected by then.
@@ -99,9 +99,9 @@ impl Stamp {
 
     /// What a package carries. None: it is none of this run.
     pub fn of(package: &Package) -> Option<Self> {
-        if let Some((number, rest)) = package.payload.split_first_chunk() {
-            let (due_us, _) = rest.split_first_chunk()?;
-            return Some(Self { number: u64::from_le_bytes(*number), due_us: u64::from_le_bytes(*due_us) });
+        if let Some((stamp, _)) = package.payload.split_first_chunk::<STAMP_BYTES>() {
+            let mut stamp = &stamp[..];
+            return Some(Self { number: stamp.get_u64_le(), due_us: stamp.get_u64_le() });
         }
         let (number, due_us) = package.id.strip_prefix("bench-")?.split_once('-')?;
         let hex = |text| u64::from_str_radix(text, 16).ok();

@@ -134,3 +134,140 @@ pub fn mb(bytes: u64) -> f64 {
 pub fn per_s(count: u64, us: u64) -> Option<f64> {
     (us > 0).then(|| (count as f64 * 1e7 / us as f64).round() / 1e1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let latency = Latency { p50: 1.25, p99: 6.5, p999: 11.375, max: 20.0 };
+        Report {
+            count: 14_000,
+            payload: 256,
+            queues: 1,
+            rate: Some(1000),
+            backlog: false,
+            publish_per_s: Some(999.8),
+            cycle_per_s: Some(998.0),
+            drain_per_s: None,
+            confirm_ms: Some(latency),
+            e2e_ms: Some(Latency { p50: 2.0, ..latency }),
+            cpu_us_per_package: Cpu {
+                total: Some(60.5),
+                leader: Some(30.0),
+                followers: Some(20.25),
+                client: Some(10.25),
+            },
+            rss_mb: Some(vec![Some(69.5), None, Some(70.0)]),
+            disk_mb: Some(73.0),
+            kill: Some(Kill { confirm_gap_ms: 170.5, delivery_gap_ms: 180.0, lost: 0, duplicates: 2 }),
+            lost: 0,
+            retries: vec![],
+        }
+    }
+
+    /// Programs read it: names, order of magnitude and nulls stay.
+    #[test]
+    fn the_object_for_programs() {
+        let json = serde_json::to_string_pretty(&report()).expect("numbers have a form");
+        let golden = r#"{
+  "count": 14000,
+  "payload": 256,
+  "queues": 1,
+  "rate": 1000,
+  "backlog": false,
+  "publish_per_s": 999.8,
+  "cycle_per_s": 998.0,
+  "drain_per_s": null,
+  "confirm_ms": {
+    "p50": 1.25,
+    "p99": 6.5,
+    "p999": 11.375,
+    "max": 20.0
+  },
+  "e2e_ms": {
+    "p50": 2.0,
+    "p99": 6.5,
+    "p999": 11.375,
+    "max": 20.0
+  },
+  "cpu_us_per_package": {
+    "total": 60.5,
+    "leader": 30.0,
+    "followers": 20.25,
+    "client": 10.25
+  },
+  "rss_mb": [
+    69.5,
+    null,
+    70.0
+  ],
+  "disk_mb": 73.0,
+  "kill": {
+    "confirm_gap_ms": 170.5,
+    "delivery_gap_ms": 180.0,
+    "lost": 0,
+    "duplicates": 2
+  }
+}"#;
+        assert_eq!(json, golden);
+    }
+
+    #[test]
+    fn the_table_for_people_has_units_and_leaves_out_what_was_not_measured() {
+        let shown = |report: &Report| {
+            let rows = report.rows().into_iter().filter(|(_, text)| !text.is_empty());
+            rows.map(|(name, text)| format!("{name}: {text}")).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            shown(&report()),
+            [
+                "packages: 14000 of 256 bytes in 1 queue, 1000 a second",
+                "published: 1000 packages/s, each confirmed",
+                "cycle: 998 packages/s, each confirmed, delivered and completed",
+                "submit to confirm: p50 1.25 ms, p99 6.50 ms, p99.9 11.38 ms, longest 20.00 ms",
+                "submit to delivery: p50 2.00 ms, p99 6.50 ms, p99.9 11.38 ms, longest 20.00 ms",
+                "cpu a package: leader 30.0 µs + followers 20.2 µs + client 10.2 µs = 60.5 µs",
+                "memory: node 1 70 MB, node 3 70 MB",
+                "disk: 73 MB of all nodes",
+                "leader lost: longest time without a confirm 170 ms, without a delivery 180 ms; 0 lost, 2 repeated",
+            ]
+        );
+        let foreign = Report {
+            queues: 4,
+            rate: None,
+            cycle_per_s: None,
+            e2e_ms: None,
+            cpu_us_per_package: Cpu { client: Some(3.0), ..Cpu::default() },
+            rss_mb: None,
+            disk_mb: None,
+            kill: None,
+            ..report()
+        };
+        assert_eq!(
+            shown(&foreign),
+            [
+                "packages: 14000 of 256 bytes in 4 queues, as fast as the window allows",
+                "published: 1000 packages/s, each confirmed",
+                "submit to confirm: p50 1.25 ms, p99 6.50 ms, p99.9 11.38 ms, longest 20.00 ms",
+                "cpu a package: client 3.0 µs",
+            ]
+        );
+    }
+
+    #[test]
+    fn latencies_are_milliseconds_and_rates_a_second() {
+        let mut us = Histogram::new_with_bounds(1, 1_000_000, 3).expect("bounds");
+        assert_eq!(Latency::of(&us), None);
+        (1..=1000).for_each(|value| us.record(value * 100).expect("within the bounds"));
+        let latency = Latency::of(&us).expect("something was measured");
+        let about = |is: f64, should: f64| assert!((is / should - 1.0).abs() < 0.002, "{is} is not {should}");
+        about(latency.p50, 50.0);
+        about(latency.p99, 99.0);
+        about(latency.p999, 99.9);
+        about(latency.max, 100.0);
+        assert_eq!(per_s(1000, 500_000), Some(2000.0));
+        assert_eq!(per_s(1000, 0), None);
+        assert_eq!(mb(73_456_789), 73.46);
+    }
+}

@@ -139,7 +139,7 @@ impl Tally {
 
     /// Packages were refused for the moment, or their stream broke.
     pub fn retried(&self, packages: usize, error: &Error) {
-        let reason = if error.reason().is_empty() { error.code().to_string() } else { error.reason().to_owned() };
+        let reason = if error.reason().is_empty() { format!("{:?}", error.code()) } else { error.reason().to_owned() };
         let mut retries = self.retries.lock();
         let entry = retries.entry(reason).or_insert_with(|| (0, error.clone()));
         *entry = (entry.0 + packages as u64, error.clone());

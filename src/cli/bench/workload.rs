@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use tokio::time::sleep_until;
 
+use super::pacer::Pacer;
 use super::plan::{Mode, Plan, Stamp};
 use super::tally::{Lane, Tally};
 use crate::client::worker::{Event, Kind};
@@ -30,7 +30,7 @@ pub struct Scene {
 }
 
 /// Tasks that end with the first error, or all.
-pub type Crew = JoinSet<Result<(), Error>>;
+pub type Crew = JoinSet<anyhow::Result<()>>;
 
 impl Scene {
     /// Starts all producers. Each has its own connection.
@@ -65,9 +65,10 @@ impl Scene {
         Client::builder(&self.addrs).timeout(CONFIRM_WITHIN).build()
     }
 
-    async fn stream(self, client: Client, producer: u64, filler: Bytes) -> Result<(), Error> {
+    async fn stream(self, client: Client, producer: u64, filler: Bytes) -> anyhow::Result<()> {
         let Self { plan, tally, queues, .. } = self;
         let lane = tally.producer();
+        let mut pace = Pace::new(&plan, &tally)?;
         let noticed = tally.clone();
         let submitter = client
             .submitter()
@@ -77,7 +78,7 @@ impl Scene {
             .build();
         for number in plan.share(producer, plan.producers) {
             let due_us = plan.due_us(number);
-            pause(&tally, due_us).await;
+            pace.until(due_us).await?;
             let room = submitter.reserve().await?;
             if tally.has_failed() {
                 break;
@@ -91,12 +92,13 @@ impl Scene {
         Ok(())
     }
 
-    async fn call(self, client: Client, caller: u64, callers: u64, filler: Bytes) -> Result<(), Error> {
+    async fn call(self, client: Client, caller: u64, callers: u64, filler: Bytes) -> anyhow::Result<()> {
         let Self { plan, tally, queues, .. } = self;
         let lane = tally.producer();
+        let mut pace = Pace::new(&plan, &tally)?;
         for number in plan.share(caller, callers) {
             let due_us = plan.due_us(number);
-            pause(&tally, due_us).await;
+            pace.until(due_us).await?;
             if tally.has_failed() {
                 break;
             }
@@ -107,7 +109,7 @@ impl Scene {
         Ok(())
     }
 
-    async fn work(self, client: Client, consumer: u64) -> Result<(), Error> {
+    async fn work(self, client: Client, consumer: u64) -> anyhow::Result<()> {
         let Self { plan, tally, queues, .. } = self;
         let lane: Arc<Lane> = tally.consumer();
         let settled = tally.clone();
@@ -128,16 +130,28 @@ impl Scene {
             }
             Ok::<_, Failure>(Completion::default())
         });
-        ended.await.map(drop)
+        ended.await?;
+        Ok(())
     }
 }
 
-/// Waits until a package is due.
-async fn pause(tally: &Tally, due_us: Option<u64>) {
-    if let Some(due_us) = due_us
-        && tally.now_us() < due_us
-    {
-        sleep_until(tally.instant(due_us)).await;
+/// A producer's schedule.
+struct Pace<'a> {
+    tally: &'a Tally,
+    /// None: every package is due at once.
+    pacer: Option<Pacer>,
+}
+
+impl<'a> Pace<'a> {
+    fn new(plan: &Plan, tally: &'a Tally) -> anyhow::Result<Self> {
+        Ok(Self { tally, pacer: plan.rate.map(|_| Pacer::new()).transpose()? })
+    }
+
+    async fn until(&mut self, due_us: Option<u64>) -> anyhow::Result<()> {
+        if let (Some(pacer), Some(due_us)) = (&mut self.pacer, due_us) {
+            pacer.until(self.tally.instant(due_us)).await?;
+        }
+        Ok(())
     }
 }
 
