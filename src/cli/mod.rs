@@ -5,6 +5,7 @@
 //! errors in that one place. An error names the next command to run.
 
 mod args;
+mod bench;
 mod cluster;
 mod consent;
 mod demo;
@@ -69,6 +70,7 @@ enum Verb {
     DemoWorker(demo::DemoWorker),
     Serve(serve::Serve),
     Dev(dev::Dev),
+    Bench(bench::Bench),
     Submit(submit::Submit),
     Get(packages::Get),
     List(list::List),
@@ -95,7 +97,8 @@ enum Verb {
 impl Verb {
     /// Whether it calls a cluster that should be there already. A worker may be started before it.
     fn calls(&self) -> bool {
-        let needs_none = matches!(self, Verb::Serve(_) | Verb::Dev(_) | Verb::Demo(_) | Verb::Config(_));
+        let needs_none =
+            matches!(self, Verb::Serve(_) | Verb::Dev(_) | Verb::Demo(_) | Verb::Bench(_) | Verb::Config(_));
         let waits = matches!(self, Verb::Work(_) | Verb::DemoWorker(_));
         !needs_none && !waits && !matches!(self, Verb::Completion { .. })
     }
@@ -104,9 +107,12 @@ impl Verb {
 /// Reads the arguments, runs the verb, tells what went wrong.
 pub fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
-    let patient = matches.value_source("timeout") != Some(ValueSource::DefaultValue);
+    let told = Told {
+        patient: matches.value_source("timeout") != Some(ValueSource::DefaultValue),
+        addr: matches.value_source("addr") == Some(ValueSource::CommandLine),
+    };
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match run(cli, patient) {
+    match run(cli, told) {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = exit::of(&error);
@@ -121,29 +127,38 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// `patient`: a `--timeout` was given, so a cluster that is about to start is waited for.
-fn run(cli: Cli, patient: bool) -> anyhow::Result<Exit> {
+/// What was said, though it may be as the default is.
+#[derive(Clone, Copy)]
+struct Told {
+    /// A `--timeout`: a cluster that is about to start is waited for.
+    patient: bool,
+    /// An `--addr`, on the command line itself.
+    addr: bool,
+}
+
+fn run(cli: Cli, told: Told) -> anyhow::Result<Exit> {
     if let Some(parent) = cli.die_with {
         local::die_with(parent)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let exit = runtime.block_on(async move {
-        if !patient && cli.verb.calls() {
+        if !told.patient && cli.verb.calls() {
             let within = Duration::from_millis(limits::CLIENT_REFUSED_MS);
             cli.target.client()?.check_reachable(within).await?;
         }
-        dispatch(cli.verb, &cli.target).await
+        dispatch(cli.verb, &cli.target, told).await
     });
     // A verb is over when its answer is there; a blocked read of standard input is not waited for.
     runtime.shutdown_background();
     exit
 }
 
-async fn dispatch(verb: Verb, target: &Target) -> anyhow::Result<Exit> {
+async fn dispatch(verb: Verb, target: &Target, told: Told) -> anyhow::Result<Exit> {
     let client = || target.client();
     match verb {
         Verb::Serve(verb) => verb.run().await,
         Verb::Dev(verb) => verb.run().await,
+        Verb::Bench(verb) => verb.run(target, told.addr).await,
         Verb::Demo(verb) => verb.run().await,
         Verb::DemoWorker(verb) => verb.run(&client()?).await,
         Verb::Submit(verb) => verb.run(&client()?).await,

@@ -45,7 +45,7 @@ pub use error::Error;
 pub use list::Listing;
 pub use members::{Changed, SafeToStop};
 pub use packages::Submitted;
-pub use submitter::{Submitter, SubmitterBuilder, Ticket};
+pub use submitter::{Room, Submitter, SubmitterBuilder, Ticket};
 pub use watch::Watch;
 pub use worker::{Completion, Delivery, Failure, Worker};
 

@@ -35,12 +35,18 @@ pub struct SubmitterBuilder {
     client: Client,
     window: usize,
     timeout: Duration,
+    batch: usize,
+    on_retry: Option<Observer>,
 }
+
+/// See [`SubmitterBuilder::on_retry`].
+type Observer = Box<dyn Fn(usize, &Error) + Send>;
 
 impl SubmitterBuilder {
     pub(super) fn new(client: Client) -> Self {
         let timeout = client.timeout;
-        Self { client, window: limits::CLIENT_SUBMIT_WINDOW, timeout }
+        let (window, batch) = (limits::CLIENT_SUBMIT_WINDOW, limits::MAX_PACKAGES_A_SUBMIT);
+        Self { client, window, timeout, batch, on_retry: None }
     }
 
     /// How many packages may be unconfirmed; past that, submits wait. 4096 by default.
@@ -55,10 +61,23 @@ impl SubmitterBuilder {
         self
     }
 
+    /// At most so many packages in one message; 1000 by default. Fewer cost more messages.
+    pub fn batch(mut self, packages: usize) -> Self {
+        self.batch = packages.clamp(1, limits::MAX_PACKAGES_A_SUBMIT);
+        self
+    }
+
+    /// Called when packages are to be sent again, with how many and why: they were refused for the
+    /// moment, or the stream broke. It runs in the submitter's task: it must not block.
+    pub fn on_retry(mut self, observer: impl Fn(usize, &Error) + Send + 'static) -> Self {
+        self.on_retry = Some(Box::new(observer));
+        self
+    }
+
     /// Starts the task. Nothing is connected before the first submit.
     pub fn build(self) -> Submitter {
         let (sender, receiver) = mpsc::channel(self.window.min(TAKE));
-        let pipeline = Pipeline::new(self.client.clone(), receiver);
+        let pipeline = Pipeline::new(self.client.clone(), receiver, self.batch, self.on_retry);
         let task = tokio::spawn(pipeline.run());
         Submitter {
             client: self.client,
@@ -83,14 +102,15 @@ pub struct Submitter {
 
 impl Submitter {
     /// Hands in one package, waiting for room in the window. The ticket tells what became of it.
-    pub async fn submit(&self, mut package: NewPackage) -> Result<Ticket, Error> {
+    pub async fn submit(&self, package: NewPackage) -> Result<Ticket, Error> {
+        Ok(self.reserve().await?.submit(package))
+    }
+
+    /// Waits for room in the window.
+    pub async fn reserve(&self) -> Result<Room<'_>, Error> {
         let room = self.window.clone().acquire_owned().await.map_err(|_| closed())?;
-        self.client.mint_missing(std::slice::from_mut(&mut package));
-        let (answer, ticket) = oneshot::channel();
-        let deadline = Instant::now() + self.timeout;
-        let waiting = Waiting { package, answer, deadline, unknown: false, _room: room };
-        self.sender.send(waiting).await.map_err(|_| closed())?;
-        Ok(Ticket(ticket))
+        let slot = self.sender.reserve().await.map_err(|_| closed())?;
+        Ok(Room { submitter: self, room, slot })
     }
 
     /// Waits until nothing is unconfirmed.
@@ -112,6 +132,35 @@ impl Drop for Submitter {
     }
 }
 
+/// Room for one package in the window of a [`Submitter`].
+pub struct Room<'a> {
+    submitter: &'a Submitter,
+    room: OwnedSemaphorePermit,
+    slot: mpsc::Permit<'a, Waiting>,
+}
+
+impl Room<'_> {
+    /// Hands in a package. The ticket tells what became of it.
+    pub fn submit(self, package: NewPackage) -> Ticket {
+        let (answer, ticket) = oneshot::channel();
+        self.hand_in(package, Answer::Ticket(answer));
+        Ticket(ticket)
+    }
+
+    /// Hands in a package without a ticket: `then` gets the answer, in the submitter's task, where it must
+    /// not block. For many packages that nobody waits for one by one. It is not called if the
+    /// submitter is dropped before the answer came.
+    pub fn submit_then(self, package: NewPackage, then: impl FnOnce(Result<Submitted, Error>) + Send + 'static) {
+        self.hand_in(package, Answer::Then(Box::new(then)));
+    }
+
+    fn hand_in(self, mut package: NewPackage, answer: Answer) {
+        self.submitter.client.mint_missing(std::slice::from_mut(&mut package));
+        let deadline = Instant::now() + self.submitter.timeout;
+        self.slot.send(Waiting { package, answer, deadline, unknown: false, _room: self.room });
+    }
+}
+
 /// What will become of one submitted package.
 pub struct Ticket(oneshot::Receiver<Result<Submitted, Error>>);
 
@@ -127,10 +176,16 @@ fn closed() -> Error {
     Error::refused(Code::Cancelled, "the submitter was closed")
 }
 
+/// Where an answer goes.
+enum Answer {
+    Ticket(oneshot::Sender<Result<Submitted, Error>>),
+    Then(Box<dyn FnOnce(Result<Submitted, Error>) + Send>),
+}
+
 /// A package without its answer.
 struct Waiting {
     package: NewPackage,
-    answer: oneshot::Sender<Result<Submitted, Error>>,
+    answer: Answer,
     deadline: Instant,
     /// An earlier try may have been carried out.
     unknown: bool,
@@ -139,9 +194,12 @@ struct Waiting {
 
 impl Waiting {
     fn answer(self, result: Result<Submitted, Error>) {
-        let unknown = self.unknown;
-        // Whoever dropped the ticket does not want to know.
-        let _ = self.answer.send(result.map_err(|error| error.or_unknown(unknown)));
+        let result = result.map_err(|error| error.or_unknown(self.unknown));
+        match self.answer {
+            // Whoever dropped the ticket does not want to know.
+            Answer::Ticket(answer) => drop(answer.send(result)),
+            Answer::Then(then) => then(result),
+        }
     }
 
     fn expire(self) {
@@ -160,6 +218,9 @@ struct Pipeline {
     /// Refused for the moment: nothing is sent before this.
     hold_until: Option<Instant>,
     backoff: Backoff,
+    /// Packages in one message, at most.
+    batch: usize,
+    on_retry: Option<Observer>,
 }
 
 struct Open {
@@ -170,9 +231,18 @@ struct Open {
 }
 
 impl Pipeline {
-    fn new(client: Client, receiver: mpsc::Receiver<Waiting>) -> Self {
-        let backoff = Backoff::new(client.nodes.env().random.clone());
-        Self { client, receiver, unsent: Default::default(), sent: BTreeMap::new(), seq: 0, hold_until: None, backoff }
+    fn new(client: Client, receiver: mpsc::Receiver<Waiting>, batch: usize, on_retry: Option<Observer>) -> Self {
+        Self {
+            backoff: Backoff::new(client.nodes.env().random.clone()),
+            client,
+            receiver,
+            unsent: VecDeque::new(),
+            sent: BTreeMap::new(),
+            seq: 0,
+            hold_until: None,
+            batch,
+            on_retry,
+        }
     }
 
     async fn run(mut self) {
@@ -310,9 +380,7 @@ impl Pipeline {
         let mut group = Vec::new();
         while let Some(next) = self.unsent.front() {
             bytes += next.package.encoded_len();
-            if group.len() == limits::MAX_PACKAGES_A_SUBMIT
-                || (!group.is_empty() && bytes > limits::CLIENT_MESSAGE_BYTES)
-            {
+            if group.len() == self.batch || (!group.is_empty() && bytes > limits::CLIENT_MESSAGE_BYTES) {
                 break;
             }
             group.extend(self.unsent.pop_front());
@@ -333,6 +401,7 @@ impl Pipeline {
             return group.into_iter().for_each(|waiting| waiting.answer(Err(error.clone())));
         }
         let mut pause = None;
+        let mut refused: Option<(usize, Error)> = None;
         let now = Instant::now();
         for (mut waiting, result) in group.into_iter().zip(response.results) {
             match submitted(result) {
@@ -341,9 +410,13 @@ impl Pipeline {
                     pause = pause.max(Some(error.retry_after().unwrap_or_default()));
                     waiting.unknown |= error.is_unknown();
                     self.unsent.push_back(waiting);
+                    refused.get_or_insert((0, error)).0 += 1;
                 }
                 result => waiting.answer(result),
             }
+        }
+        if let Some((count, error)) = refused {
+            self.retrying(count, &error);
         }
         match pause {
             Some(asked) => self.hold_until = Some(now + self.backoff.pause(Some(asked))),
@@ -363,6 +436,14 @@ impl Pipeline {
         self.expire(Instant::now());
     }
 
+    fn retrying(&self, packages: usize, error: &Error) {
+        if let Some(observer) = &self.on_retry
+            && packages > 0
+        {
+            observer(packages, error);
+        }
+    }
+
     async fn pause(&mut self, error: Error) {
         let fatal = !error.is_transient() && !error.is_unknown();
         if fatal {
@@ -372,6 +453,7 @@ impl Pipeline {
             }
         }
         tracing::debug!(error = %error, unconfirmed = self.unsent.len(), "submit stream broke");
+        self.retrying(self.unsent.len(), &error);
         let pause = self.backoff.pause(error.retry_after());
         tokio::time::sleep(pause).await;
         // What nobody takes while there is no stream has its deadline all the same.

@@ -30,6 +30,8 @@ use crate::proto::v1::{
     WorkRequest, WorkResponse, verdict, watch_response,
 };
 
+mod many;
+
 const SOON: Duration = Duration::from_secs(20);
 
 fn refusal(code: Code, reason: &str) -> Status {

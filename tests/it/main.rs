@@ -6,6 +6,7 @@
 //!
 //! `WHARF_RUNS=20` repeats the failover tests; they run three times by default.
 
+mod bench;
 mod calls;
 mod cli;
 mod coordinator;

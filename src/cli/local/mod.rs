@@ -37,6 +37,8 @@ pub struct Options {
     pub nodes: u64,
     /// Where the nodes' directories go, to stay. None: a temporary directory.
     pub dir: Option<PathBuf>,
+    /// Where a temporary directory is made. None: where the machine has them.
+    pub temporary_below: Option<PathBuf>,
     /// Client port of node 1; the others follow as in [`ports::fixed`]. None: free ports.
     pub first_port: Option<u16>,
     /// The program. None: this one.
@@ -50,7 +52,15 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let configure = Arc::new(|_: &mut Config| {});
-        Self { nodes: 3, dir: None, first_port: None, program: None, log_level: "info".into(), configure }
+        Self {
+            nodes: 3,
+            dir: None,
+            temporary_below: None,
+            first_port: None,
+            program: None,
+            log_level: "info".into(),
+            configure,
+        }
     }
 }
 
@@ -85,7 +95,12 @@ impl Cluster {
                 create_private(&dir)?;
                 Dir::Kept(dir.canonicalize()?)
             }
-            None => Dir::Temporary(tempfile::Builder::new().prefix("wharf-").tempdir()?),
+            None => {
+                let below = options.temporary_below.clone().unwrap_or_else(std::env::temp_dir);
+                let made = tempfile::Builder::new().prefix("wharf-").tempdir_in(&below);
+                let made = made.with_context(|| format!("cannot make a directory in {}", below.display()))?;
+                Dir::Temporary(made)
+            }
         };
         let program = match &options.program {
             Some(program) => program.clone(),

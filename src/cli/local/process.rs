@@ -69,15 +69,7 @@ impl Process {
     /// What it has used of the machine so far.
     pub fn usage(&self) -> std::io::Result<Usage> {
         let pid = self.child.id().ok_or_else(|| std::io::Error::other("the process has ended"))?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The name, in parentheses, may hold anything; after it each field is one word.
-        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().collect();
-        let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
-        let tick = rustix::param::clock_ticks_per_second().max(1);
-        Ok(Usage {
-            cpu: Duration::from_micros((number(11) + number(12)) * 1_000_000 / tick),
-            memory_bytes: number(21) * rustix::param::page_size() as u64,
-        })
+        Usage::read(&pid.to_string())
     }
 
     /// How it ended, if it did.
@@ -105,6 +97,25 @@ pub struct Usage {
     pub cpu: Duration,
     /// Resident.
     pub memory_bytes: u64,
+}
+
+impl Usage {
+    /// What this process has used.
+    pub fn own() -> std::io::Result<Self> {
+        Self::read("self")
+    }
+
+    fn read(pid: &str) -> std::io::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, in parentheses, may hold anything; after it each field is one word.
+        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace().collect();
+        let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
+        let tick = rustix::param::clock_ticks_per_second().max(1);
+        Ok(Self {
+            cpu: Duration::from_micros((number(11) + number(12)) * 1_000_000 / tick),
+            memory_bytes: number(21) * rustix::param::page_size() as u64,
+        })
+    }
 }
 
 /// The kernel ends this process with its parent, however that dies. For the child to call.

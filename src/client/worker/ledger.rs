@@ -141,6 +141,19 @@ impl Ledger {
         Some((name, *delivery, token))
     }
 
+    /// Works the oldest unstarted package here and now: its lease goes from arrived to settling.
+    /// False: none is unstarted.
+    pub fn work_next(&mut self, work: impl FnOnce(&Lease, Delivery) -> Result<Completion, Failure>) -> bool {
+        let Some(fence) = self.queued.pop_first() else { return false };
+        let Some(entry) = self.leases.get_mut(&fence) else { return true };
+        let vacant = Stage::Settling { settlement: Settlement::release(&entry.name), sent: false };
+        let Stage::Queued(delivery) = std::mem::replace(&mut entry.stage, vacant) else { return true };
+        let result = settle::fitting(work(&entry.name, *delivery));
+        entry.stage = Stage::Settling { settlement: Settlement::new(&entry.name, result), sent: false };
+        self.unsent.insert(fence);
+        true
+    }
+
     /// A handler ended. False: its lease is gone, and its result with it.
     pub fn finish(&mut self, fence: u64, result: Result<Completion, Failure>) -> bool {
         let Some(entry) = self.leases.get_mut(&fence) else { return false };
@@ -363,12 +376,13 @@ impl Ledger {
         !self.unsent.is_empty() || !self.extend.is_empty() || self.wants_credit()
     }
 
-    /// The next message, with as much as fits in it. None: nothing is to be sent.
-    pub fn next_message(&mut self, max_in_flight: u32) -> Option<Request> {
+    /// The next message, with as much as fits in it and at most `most` settlements. None: nothing is to be
+    /// sent.
+    pub fn next_message(&mut self, max_in_flight: u32, most: usize) -> Option<Request> {
         if let Some(extend) = self.next_extend() {
             return Some(extend);
         }
-        if let Some(settlements) = self.next_settlements() {
+        if let Some(settlements) = self.next_settlements(most) {
             return Some(settlements);
         }
         if self.wants_credit() {
@@ -402,7 +416,7 @@ impl Ledger {
     }
 
     /// Settlements of one kind: that of the oldest unsent.
-    fn next_settlements(&mut self) -> Option<Request> {
+    fn next_settlements(&mut self, most: usize) -> Option<Request> {
         let (mut done, mut failed, mut released) = (Vec::new(), Vec::new(), Vec::new());
         let mut kind = None;
         let (mut bytes, mut count) = (0, 0);
@@ -416,7 +430,7 @@ impl Ledger {
                 continue;
             }
             bytes += settlement.size_bytes();
-            if count == limits::MAX_SETTLEMENTS_A_MESSAGE || (count > 0 && bytes > limits::CLIENT_MESSAGE_BYTES) {
+            if count == most || (count > 0 && bytes > limits::CLIENT_MESSAGE_BYTES) {
                 break;
             }
             count += 1;

@@ -41,7 +41,7 @@ fn held(ledger: &Ledger) -> Vec<u64> {
 /// All that the ledger wants to send, in short.
 fn messages(ledger: &mut Ledger) -> Vec<String> {
     let mut texts = Vec::new();
-    while let Some(message) = ledger.next_message(64) {
+    while let Some(message) = ledger.next_message(64, limits::MAX_SETTLEMENTS_A_MESSAGE) {
         texts.push(match message {
             Request::Done(done) => format!("done {:?}", fences(done.completions.iter().map(|c| c.fence))),
             Request::Fail(fail) => format!("fail {:?}", fences(fail.failed.iter().map(|f| f.fence))),
@@ -241,7 +241,9 @@ async fn a_length_that_the_handler_asked_for_is_kept_up() {
     let due = ledger.next_due().expect("it is extended again");
     assert_eq!(due - now, long / 3);
     ledger.tick(due);
-    let Some(Request::Extend(extend)) = ledger.next_message(64) else { panic!("expected an Extend") };
+    let Some(Request::Extend(extend)) = ledger.next_message(64, limits::MAX_SETTLEMENTS_A_MESSAGE) else {
+        panic!("expected an Extend")
+    };
     assert_eq!(extend.extensions[0].by, Some(duration(long)));
 }
 

@@ -23,10 +23,16 @@ use super::ledger::{Change, Ledger, Wish};
 use super::link::{Link, News, Up};
 use crate::proto::v1::work_request::Request;
 use crate::proto::v1::work_response::Response;
-use crate::proto::v1::{Drain, Hello, Ping, Welcome, WorkRequest};
+use crate::proto::v1::{self, Drain, Hello, Ping, Welcome, WorkRequest};
 use crate::types::limits;
 
-pub(super) type Handle = Box<dyn Fn(Delivery) -> BoxFuture<'static, Result<Completion, Failure>> + Send + Sync>;
+/// What works a package.
+pub(super) enum Handle {
+    /// Each in a task of its own.
+    Spawned(Box<dyn Fn(Delivery) -> BoxFuture<'static, Result<Completion, Failure>> + Send + Sync>),
+    /// In the worker's loop.
+    Inline(Box<dyn FnMut(Delivery) -> Result<Completion, Failure> + Send>),
+}
 
 type Finished = (u64, Result<Completion, Failure>);
 
@@ -294,7 +300,7 @@ impl Runner {
         }
     }
 
-    fn delivered(&mut self, delivery: crate::proto::v1::Delivery) {
+    fn delivered(&mut self, delivery: v1::Delivery) {
         let attempt = delivery.attempt;
         let queue = delivery.package.as_ref().map(|package| package.queue.clone()).unwrap_or_default();
         let Some(lease) = self.ledger.deliver(delivery) else { return };
@@ -347,20 +353,26 @@ impl Runner {
     }
 
     fn start_handlers(&mut self, now: Instant) {
+        let handle = match &mut self.handle {
+            Handle::Inline(handle) => {
+                let (asks, observer) = (&self.asks.0, self.options.on_event.as_deref());
+                while self.ledger.work_next(|lease, delivery| {
+                    observer.inspect(|observe| observe(&Event::Started { lease: lease.clone() }));
+                    let delivery = in_hand(delivery, CancellationToken::new(), asks.clone());
+                    std::panic::catch_unwind(AssertUnwindSafe(|| handle(delivery)))
+                        .unwrap_or_else(|panic| Err(panicked(&*panic)))
+                }) {}
+                return;
+            }
+            Handle::Spawned(handle) => handle,
+        };
         while self.tasks.len() < self.options.concurrency as usize {
             let Some((lease, delivery, cancelled)) = self.ledger.start(now, self.options.extend) else { return };
-            self.event(Event::Started { lease });
+            if let Some(observer) = &self.options.on_event {
+                observer(&Event::Started { lease });
+            }
             let fence = delivery.fence;
-            let delivery = Delivery {
-                package: delivery.package.unwrap_or_default(),
-                fence,
-                attempt: delivery.attempt,
-                lease: std_duration(delivery.lease),
-                checkpoint: delivery.checkpoint,
-                cancelled: cancelled.clone(),
-                asks: self.asks.0.clone(),
-            };
-            let work = (self.handle)(delivery);
+            let work = handle(in_hand(delivery, cancelled.clone(), self.asks.0.clone()));
             let grace = self.options.cancel_grace;
             self.tasks.spawn(async move { (fence, work_on(work, cancelled, grace).await) });
         }
@@ -428,7 +440,7 @@ impl Runner {
                 self.blocked = true;
                 return;
             };
-            let request = if let Some(request) = self.ledger.next_message(self.options.credit()) {
+            let request = if let Some(request) = self.ledger.next_message(self.options.credit(), self.options.batch) {
                 request
             } else if tell {
                 // After the releases, so that they count as released and not as drained.
@@ -448,6 +460,19 @@ impl Runner {
         if let Some(observer) = &self.options.on_event {
             observer(&event);
         }
+    }
+}
+
+/// A package as its handler gets it.
+fn in_hand(delivery: v1::Delivery, cancelled: CancellationToken, asks: mpsc::Sender<Ask>) -> Delivery {
+    Delivery {
+        package: delivery.package.unwrap_or_default(),
+        fence: delivery.fence,
+        attempt: delivery.attempt,
+        lease: std_duration(delivery.lease),
+        checkpoint: delivery.checkpoint,
+        cancelled,
+        asks,
     }
 }
 
