@@ -29,7 +29,8 @@ async fn bench(args: &[&str], nulls: &[&str]) -> Value {
     let object = report.as_object().expect("an object");
     let mut names: Vec<&str> = object.keys().map(String::as_str).collect();
     let mut fields = FIELDS.to_vec();
-    (names.sort_unstable(), fields.sort_unstable());
+    names.sort_unstable();
+    fields.sort_unstable();
     assert_eq!(names, fields);
     let null: Vec<&str> = FIELDS.iter().copied().filter(|name| report[*name].is_null()).collect();
     assert_eq!(null, nulls, "{report}");
@@ -67,7 +68,11 @@ async fn throughput_in_each_mode() {
     let alone = ["rate", "cycle_per_s", "drain_per_s", "e2e_ms", "kill"];
     let report = bench(&["--count", "500", "--unary", "16"], &alone).await;
     assert!(number(&report["publish_per_s"]) > 10.0, "{report}");
-    bench(&["--count", "1000", "--publish-only", "--window", "10"], &alone).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let below = dir.path().to_str().expect("its name is text");
+    bench(&["--count", "1000", "--publish-only", "--window", "10", "--dir", below], &alone).await;
+    assert_eq!(dir.path().read_dir().expect("it stays").count(), 0, "the nodes' files are gone");
+    wharf("127.0.0.1:9", &["bench", "--dir", "/nowhere"]).await.fails(1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
