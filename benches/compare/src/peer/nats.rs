@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{Confirm, queue_name};
 
-/// A new cluster places a stream once it has its leader and has seen all three nodes.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+/// A new cluster places a stream once it has its leader and has heard what room each node has. A node says so
+/// at its start and then rarely: now and then this takes a while.
+const READY_WITHIN: Duration = Duration::from_secs(120);
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 /// Packages that a stream lets be under way without an ack: never what holds this workload back.
 const MAX_ACK_PENDING: i64 = 100_000;
@@ -77,8 +78,14 @@ impl super::Peer for Nats {
     type Consumer = Consumer;
 
     async fn declare(&self, queues: usize) -> Result<usize> {
-        let context = self.connect().await?;
         let began = Instant::now();
+        let context = loop {
+            match self.connect().await {
+                Ok(context) => break context,
+                Err(error) if began.elapsed() > READY_WITHIN => return Err(error),
+                Err(_) => sleep(RETRY_EVERY).await,
+            }
+        };
         let mut leader = None;
         for queue in 0..queues {
             let of_this = loop {
