@@ -1,18 +1,24 @@
 //! The peers' servers: three nodes on loopback, started for one run and stopped after it.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
 
 use crate::peer::nats::node_name;
 use crate::proc;
 use crate::tree::{self, DataDir, Tree};
 
 const NODES: usize = 3;
+/// A server listens within this, and settles with those before it within that.
+const LISTENS_WITHIN: Duration = Duration::from_secs(30);
+const STAGGER: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Lines of a server's log that an error shows.
 const LOG_LINES: usize = 12;
 
@@ -73,8 +79,10 @@ impl Cluster {
         Self { servers: Vec::new(), data }
     }
 
-    /// Three JetStream servers, as shipped, or with an fsync for each write.
-    pub fn start_nats(&mut self, tree: &Tree, ports: Ports, sync_always: bool) -> Result<()> {
+    /// Three JetStream servers, as shipped, or with an fsync for each write. One after another: of servers that
+    /// start within milliseconds one now and then never learns what room the others have, and then no
+    /// stream can be placed.
+    pub async fn start_nats(&mut self, tree: &Tree, ports: Ports, sync_always: bool) -> Result<()> {
         ports.check_free()?;
         for number in 0..NODES {
             let name = node_name(number);
@@ -83,6 +91,7 @@ impl Cluster {
             let mut command = tree.command("/usr/sbin/nats-server");
             command.args(["-c", &self.data.inside(&format!("{name}.conf"))]);
             self.spawn(name, command, true)?;
+            listens(ports.clients()[number]).await?;
         }
         Ok(())
     }
@@ -176,6 +185,19 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// Waits until something listens.
+async fn listens(port: u16) -> Result<()> {
+    let began = Instant::now();
+    while let Err(error) = TcpStream::connect(("127.0.0.1", port)) {
+        if began.elapsed() > LISTENS_WITHIN {
+            return Err(error).with_context(|| format!("nothing listens at port {port}"));
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    sleep(STAGGER).await;
+    Ok(())
 }
 
 fn nats_config(number: usize, ports: Ports, store: &str, sync_always: bool) -> String {

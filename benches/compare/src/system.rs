@@ -72,7 +72,7 @@ impl System {
     async fn run(&self, cluster: &mut Cluster, workload: Workload, tree: &Tree, ports: Ports) -> Result<Figures> {
         match self {
             System::Nats | System::NatsSync => {
-                cluster.start_nats(tree, ports, matches!(self, System::NatsSync))?;
+                cluster.start_nats(tree, ports, matches!(self, System::NatsSync)).await?;
                 drive::run(&Nats::new(&ports.clients()), cluster, workload).await
             }
             System::Rabbit => {
