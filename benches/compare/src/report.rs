@@ -59,8 +59,12 @@ impl Report {
         let of = |round: &Round, place: usize| round.figures.get(place).and_then(|figures| metric.of(figures));
         let medians = (0..self.systems.len()).map(|place| median(rounds().filter_map(|round| of(round, place))));
         // Of one round each: what the machine did meanwhile, it did to both.
-        let ratio = |round: &Round, peer: usize| metric.times_better(of(round, self.wharf()?)?, of(round, peer)?);
-        let ratios = (0..self.systems.len()).map(|peer| median(rounds().filter_map(|round| ratio(round, peer))));
+        let ours = self.wharf();
+        let ratio = |round: &Round, peer: usize| metric.times_better(of(round, ours?)?, of(round, peer)?);
+        let ratios = (0..self.systems.len()).map(|place| match Some(place) == ours {
+            true => None,
+            false => median(rounds().filter_map(|round| ratio(round, place))),
+        });
         Row { mode, metric, medians: medians.collect(), ratios: ratios.collect() }
     }
 
@@ -156,7 +160,7 @@ mod tests {
         let row = &report().rows()[0];
         assert_eq!(row.medians, [Some(100.0), Some(1000.0)]);
         assert_eq!(row.ratios[0], Some(10.0), "the median of 10, 10 and 8");
-        assert_eq!(row.ratios[1], Some(1.0));
+        assert_eq!(row.ratios[1], None, "wharf is no peer of its own");
     }
 
     #[test]
