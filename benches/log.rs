@@ -83,7 +83,7 @@ impl Stand {
             let _ = tell.send(());
         };
         self.wal.append(vec![entry], Box::new(on_disk)).expect("the log takes it");
-        if index % KEPT == 0 && index > KEPT {
+        if index.is_multiple_of(KEPT) && index > KEPT {
             self.wal.purge(LogId { term: 1, index: index - KEPT }).expect("the log takes it");
         }
         done
