@@ -234,6 +234,12 @@ impl Index {
         self.queue_by_name.get(&name).copied()
     }
 
+    /// The queue that is known by this name, canonical or not.
+    pub fn queue(&self, name: &str) -> Option<QueueNo> {
+        let known = |name: &str| self.queue_by_name.get(name).copied();
+        known(name).or_else(|| QueueName::parse(name).ok().and_then(|name| known(name.as_str())))
+    }
+
     pub fn line(&self, queue: QueueNo) -> &Line {
         &self.lines[queue as usize]
     }

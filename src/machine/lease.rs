@@ -9,7 +9,7 @@ use super::index::is_attached;
 use super::life::Blame;
 use super::state::{QueueNo, Session, SessionNo, Settlement, Slot};
 use super::{Machine, Reject, Result};
-use crate::types::{Cause, Epoch, Fence, QueueName, State as Phase, Ticks};
+use crate::types::{Cause, Epoch, Fence, State as Phase, Ticks};
 
 /// What a settlement found.
 pub enum Standing {
@@ -204,8 +204,7 @@ impl Machine {
     /// The queue with this name, unless it is being deleted.
     pub(super) fn queue_no(&self, name: &str) -> Result<QueueNo> {
         let not_found = || Reject::QueueNotFound { queue: name.to_owned() };
-        let parsed = QueueName::parse(name).map_err(|_| not_found())?;
-        let number = *self.index.queue_by_name.get(&parsed).ok_or_else(not_found)?;
+        let number = self.index.queue(name).ok_or_else(not_found)?;
         if self.state.queues.at(number).deleting { Err(not_found()) } else { Ok(number) }
     }
 

@@ -347,10 +347,14 @@ impl Machine {
     }
 }
 
-/// What a new package's submitter set beside the usual.
-pub(super) fn options_of(new: &command::NewPackage, now: Wall) -> BodyOptions {
+/// What a new package's submitter set beside the usual; most set nothing.
+pub(super) fn options_of(new: &command::NewPackage, now: Wall) -> Option<BodyOptions> {
     use crate::proto::internal::new_package::{Expiry, Schedule};
-    BodyOptions {
+    let texts = !new.content_type.is_empty() || !new.labels.is_empty();
+    if !texts && new.schedule.is_none() && new.expiry.is_none() && new.max_attempts.is_none() {
+        return None;
+    }
+    Some(BodyOptions {
         content_type: new.content_type.as_str().into(),
         labels: new.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
         not_before: new.schedule.map(|schedule| match schedule {
@@ -362,7 +366,7 @@ pub(super) fn options_of(new: &command::NewPackage, now: Wall) -> BodyOptions {
             Expiry::TtlMs(ttl) => now.plus(ttl),
         }),
         max_attempts: new.max_attempts,
-    }
+    })
 }
 
 fn drop_payload(package: &mut Package) {

@@ -27,7 +27,7 @@ use super::handle::{Lane, Leader, ProposeError, Responder, Standing};
 use super::peer_server::Raft;
 use super::types::{EntryBytes, TypeConfig};
 use crate::machine::Outcome;
-use crate::machine::command::Command;
+use crate::machine::command::{Command, Op};
 use crate::types::limits;
 
 /// The field tag of `Batch.commands`.
@@ -61,6 +61,8 @@ impl Office {
 struct Waiting {
     /// A framed `Batch.commands` field.
     framed: Bytes,
+    /// How many packages it submits or settles.
+    packages: usize,
     responder: Responder,
 }
 
@@ -93,6 +95,10 @@ struct Queue {
     bytes: usize,
     /// When a batch last carried a completion.
     settled: Option<Instant>,
+    /// How many packages may be submitted for those that were settled.
+    earned: usize,
+    /// When a batch last carried a submit.
+    submitted: Instant,
     /// Tasks in `ready`.
     held: usize,
 }
@@ -120,18 +126,30 @@ impl Queue {
         }
     }
 
-    /// What goes into the next batch; empty if nothing waits.
+    /// What goes into the next batch; empty if nothing may go now.
+    ///
+    /// Completions go first. While they come in, not much more is submitted than settled: a flood of submits
+    /// would take the time of all nodes that completions need.
     fn take(&mut self) -> Vec<Waiting> {
         let mut group = Vec::with_capacity((self.settle.len() + self.submit.len()).min(limits::MAX_BATCH_COMMANDS));
-        let mut bytes = 0;
-        fill(&mut self.settle, &mut group, &mut bytes, limits::MAX_BATCH_BYTES);
+        let mut room = Room { bytes: limits::MAX_BATCH_BYTES, packages: usize::MAX };
+        let settled = fill(&mut self.settle, &mut group, &mut room);
+        let now = Instant::now();
         if !group.is_empty() {
-            self.settled = Some(Instant::now());
+            self.settled = Some(now);
         }
-        let busy = self.settled.is_some_and(|at| at.elapsed() < Duration::from_millis(limits::TICK_EVERY_MS));
-        let most = if busy { bytes + limits::MAX_SUBMIT_BYTES_WHILE_BUSY } else { limits::MAX_BATCH_BYTES };
-        fill(&mut self.submit, &mut group, &mut bytes, most.min(limits::MAX_BATCH_BYTES));
-        self.bytes -= bytes;
+        self.earned = (self.earned + settled).min(limits::MAX_SUBMITS_EARNED);
+        if self.settled.is_some_and(|at| now - at < Duration::from_millis(limits::TICK_EVERY_MS)) {
+            room.bytes = room.bytes.min(limits::MAX_SUBMIT_BYTES_WHILE_BUSY);
+            let waited_ms = (now - self.submitted).as_millis() as usize;
+            room.packages = self.earned.max(waited_ms * limits::SUBMITS_A_MS_WHILE_BUSY);
+        }
+        if room.packages > 0 && !self.submit.is_empty() {
+            let submitted = fill(&mut self.submit, &mut group, &mut room);
+            self.earned = self.earned.saturating_sub(submitted);
+            self.submitted = now;
+        }
+        self.bytes -= group.iter().map(|waiting| waiting.framed.len()).sum::<usize>();
         group
     }
 
@@ -141,15 +159,39 @@ impl Queue {
     }
 }
 
-/// Moves commands until the batch is full; the first always fits.
-fn fill(from: &mut VecDeque<Waiting>, group: &mut Vec<Waiting>, bytes: &mut usize, most: usize) {
+/// What a lane may still put into a batch.
+struct Room {
+    bytes: usize,
+    packages: usize,
+}
+
+/// Moves commands until the room is used up, and answers how many packages they concern. The first of a
+/// lane always fits: a large submit must not wait for as long as completions come in.
+fn fill(from: &mut VecDeque<Waiting>, group: &mut Vec<Waiting>, room: &mut Room) -> usize {
+    let mut moved = 0;
+    let mut first = true;
     while let Some(next) = from.front() {
-        let fits = group.is_empty() || *bytes + next.framed.len() <= most;
-        if group.len() == limits::MAX_BATCH_COMMANDS || !fits {
-            return;
+        let fits = next.framed.len() <= room.bytes && next.packages <= room.packages;
+        if group.len() == limits::MAX_BATCH_COMMANDS || !(first || fits) {
+            break;
         }
-        *bytes += next.framed.len();
+        first = false;
+        room.bytes = room.bytes.saturating_sub(next.framed.len());
+        room.packages = room.packages.saturating_sub(next.packages);
+        moved += next.packages;
         group.extend(from.pop_front());
+    }
+    moved
+}
+
+/// How many packages a command submits or settles.
+fn packages(command: &Command) -> usize {
+    match &command.op {
+        Some(Op::Submit(submit)) => submit.packages.len(),
+        Some(Op::Complete(complete)) => complete.completions.len(),
+        Some(Op::Fail(fail)) => fail.failed.len(),
+        Some(Op::Release(release)) => release.leases.len(),
+        _ => 0,
     }
 }
 
@@ -174,6 +216,8 @@ impl Proposer {
                 submit: VecDeque::new(),
                 bytes: 0,
                 settled: None,
+                earned: 0,
+                submitted: Instant::now(),
                 held: 0,
             }),
             work: Notify::new(),
@@ -269,7 +313,7 @@ impl Proposer {
                 Some((responder, Ok(ProposeError::Overloaded)))
             } else {
                 queue.bytes += framed.len();
-                let waiting = Waiting { framed, responder };
+                let waiting = Waiting { framed, packages: packages(command), responder };
                 match lane {
                     Lane::Settle => queue.settle.push_back(waiting),
                     Lane::Submit => queue.submit.push_back(waiting),
@@ -339,13 +383,19 @@ impl Proposer {
                 slots.push(self.follow(term, group, answer));
             }
             self.counters.proposals_in_flight.store(slots.len() as u64, Ordering::Relaxed);
-            if self.queue.lock().office == Office::Stopped && slots.is_empty() {
+            let (office, held_back) = {
+                let queue = self.queue.lock();
+                (queue.office, !queue.submit.is_empty())
+            };
+            if office == Office::Stopped && slots.is_empty() {
                 return;
             }
+            let free = slots.len() < limits::MAX_PROPOSALS_IN_FLIGHT;
             tokio::select! {
                 biased;
                 Some(()) = slots.next(), if !slots.is_empty() => {}
-                () = self.work.notified(), if slots.len() < limits::MAX_PROPOSALS_IN_FLIGHT => {}
+                () = self.work.notified(), if free => {}
+                () = sleep(Duration::from_millis(1)), if free && held_back => {}
             }
         }
     }
@@ -437,7 +487,7 @@ fn encode(stamper: &Stamper, group: &[Waiting]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::command::{NewPackage, Op, Submit, Tick};
+    use crate::machine::command::{Complete, Completion, NewPackage, Submit, Tick};
     use crate::raft::handle::Sink;
 
     #[derive(Default)]
@@ -588,6 +638,39 @@ mod tests {
         proposer.close();
         proposer.open(2);
         assert!(proposer.take().is_none(), "nothing of a former leadership is proposed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_are_submitted_as_settled_while_completions_come_in() {
+        let (proposer, _) = proposer();
+        proposer.open(1);
+        let many = |count| Command {
+            op: Some(Op::Submit(Submit { packages: vec![NewPackage::default(); count], atomic: false })),
+        };
+        let settle = |count| {
+            let completions = vec![Completion::default(); count];
+            let command = Command { op: Some(Op::Complete(Complete { completions, ..Complete::default() })) };
+            proposer.send(Lane::Settle, &command, Responder::None);
+        };
+        const FEW: usize = 10;
+        const PAUSE: Duration = Duration::from_millis(1);
+        (0..20).for_each(|_| proposer.send(Lane::Submit, &many(FEW), Responder::None));
+        settle(3 * FEW);
+        assert_eq!(proposer.take().unwrap().1.len(), 1 + 3);
+        assert!(proposer.take().is_none(), "the others wait");
+        settle(FEW);
+        assert_eq!(proposer.take().unwrap().1.len(), 1 + 1);
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(proposer.take().unwrap().1.len(), limits::SUBMITS_A_MS_WHILE_BUSY / FEW, "some pass anyway");
+        let (proposer, _) = self::proposer();
+        proposer.open(1);
+        let large = submit(2 * limits::MAX_SUBMIT_BYTES_WHILE_BUSY);
+        (0..2).for_each(|_| proposer.send(Lane::Submit, &large, Responder::None));
+        for _ in 0..2 {
+            proposer.send(Lane::Settle, &tick(), Responder::None);
+            tokio::time::advance(PAUSE).await;
+            assert_eq!(proposer.take().unwrap().1.len(), 2, "a large one does not wait for completions to cease");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -292,7 +292,11 @@ pub const SNAPSHOT_TRANSFER_MS: u64 = 600_000;
 pub const LOG_KEEP_BYTES: u64 = 64 << 20;
 /// Bytes of one command; what the API lets through is smaller.
 pub const MAX_COMMAND_BYTES: usize = 24 << 20;
-/// Submits may fill a batch only up to this while completions come in.
+/// While completions come in, as many packages are submitted as are settled (so many of them may have come
+/// before), or this many a millisecond, if that is more.
+pub const MAX_SUBMITS_EARNED: usize = MAX_BATCH_COMMANDS;
+pub const SUBMITS_A_MS_WHILE_BUSY: usize = 64;
+/// While completions come in, a batch takes so many bytes of submits.
 pub const MAX_SUBMIT_BYTES_WHILE_BUSY: usize = MAX_BATCH_BYTES / 4;
 /// Submits that wait before `ready` holds further ones back.
 pub const SUBMITS_WAITING_BEFORE_HOLD: usize = 2 * MAX_BATCH_COMMANDS;

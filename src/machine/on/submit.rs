@@ -106,9 +106,13 @@ impl Machine {
         };
         let now = self.state.wall;
         let options = options_of(new, now);
-        let profile = match self.index.line(queue).kinds.get(new.kind.as_str()) {
-            Some(kind) => kind.profile.with(options),
-            None => Arc::new(Profile { queue: name, kind: Arc::from(new.kind.as_str()), options }),
+        let profile = match (self.index.line(queue).kinds.get(new.kind.as_str()), options) {
+            (Some(kind), None) => kind.profile.clone(),
+            (Some(kind), Some(options)) => kind.profile.with(options),
+            (None, options) => {
+                let (kind, options) = (Arc::from(new.kind.as_str()), options.unwrap_or_default());
+                Arc::new(Profile { queue: name, kind, options })
+            }
         };
         let priority = new.priority.map(|priority| priority.min(limits::MAX_PRIORITY) as u8);
         let body = PackageBody::new(profile, new.id.as_str().into(), priority, now, &new.payload);
@@ -119,9 +123,12 @@ impl Machine {
     /// Would the package be taken? Changes nothing.
     fn check_new(&self, place: usize, new: &NewPackage, planned: &Planned<'_>) -> Result<Verdict> {
         let not_found = || Reject::QueueNotFound { queue: new.queue.clone() };
-        let name = QueueName::parse(&new.queue).map_err(|_| not_found())?;
+        let number = self.index.queue(&new.queue);
+        let name = match number {
+            Some(number) => self.state.queues.at(number).name.clone(),
+            None => QueueName::parse(&new.queue).map_err(|_| not_found())?,
+        };
         check_fields(place, new)?;
-        let number = self.index.queue_by_name.get(&name).copied();
         if let Some(number) = number {
             if self.state.queues.at(number).deleting {
                 return Err(not_found());
