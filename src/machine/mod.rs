@@ -33,6 +33,7 @@ mod tests;
 mod timers;
 pub mod version;
 pub mod view;
+mod warm;
 
 pub use change::Change;
 pub use command::{Outcome, Reply};

@@ -15,6 +15,7 @@ impl Machine {
     pub(in crate::machine) fn on_complete(&mut self, op: &Complete) -> Result<Reply> {
         check_count("completions", op.completions.len())?;
         self.hear_settler(op.speaker.as_ref());
+        self.warm_completions(&op.completions);
         let each = op.completions.iter().enumerate();
         Ok(Reply::Settled(each.map(|(place, completion)| self.complete(place, completion)).collect()))
     }

@@ -48,6 +48,7 @@ impl Machine {
                 ),
             });
         }
+        self.warm_submits(&op.packages);
         let each = op.packages.iter().enumerate();
         if !op.atomic {
             return Ok(Reply::Submitted(each.map(|(place, new)| self.submit_one(place, new)).collect()));

@@ -1,0 +1,80 @@
+//! Reading ahead: what a command with many packages will touch is looked at first, all at once.
+//!
+//! With many packages, each step of each is a wait for memory. Looked at one after the other the waits add up; looked at
+//! in a loop that depends on nothing, they overlap. Nothing here changes or decides anything.
+
+use std::hint::black_box;
+
+use super::Machine;
+use super::command::{Completion, NewPackage};
+use super::state::{QueueNo, Slot};
+use super::tables::ids::{hash_id, wide_hash_id};
+
+impl Machine {
+    /// What completing these will touch, and what has to go for them.
+    pub(super) fn warm_completions(&self, completions: &[Completion]) {
+        let Some(queue) = self.same_queue(completions.iter().map(|completion| completion.queue.as_str())) else {
+            return;
+        };
+        let ids = &self.index.line(queue).ids;
+        let slots = completions.iter().filter_map(|completion| ids.find(hash_id(&completion.id), |_| true));
+        let slots: Vec<Slot> = slots.collect();
+        self.warm_packages(&slots);
+        self.warm_finished(queue, slots.len());
+    }
+
+    /// What submitting these will touch.
+    pub(super) fn warm_submits(&self, packages: &[NewPackage]) {
+        let Some(queue) = self.same_queue(packages.iter().map(|package| package.queue.as_str())) else { return };
+        let line = self.index.line(queue);
+        for package in packages {
+            black_box(line.ids.find(hash_id(&package.id), |_| true));
+        }
+        if line.graves.len() > 0 {
+            for package in packages {
+                black_box(line.graves.find(wide_hash_id(&package.id) as u64, |_| true));
+            }
+        }
+    }
+
+    /// The queue of them all, if there are several of one queue.
+    fn same_queue<'a>(&self, mut queues: impl ExactSizeIterator<Item = &'a str>) -> Option<QueueNo> {
+        if queues.len() < 2 {
+            return None;
+        }
+        let first = queues.next()?;
+        if queues.all(|queue| queue == first) { self.index.queue(first) } else { None }
+    }
+
+    fn warm_packages(&self, slots: &[Slot]) {
+        let packages = &self.state.packages;
+        for slot in slots {
+            black_box(packages.get(*slot).map(|package| (package.seq, package.revision)));
+        }
+        for slot in slots {
+            black_box(packages.get(*slot).map(|package| package.body.create()));
+        }
+    }
+
+    /// The oldest finished packages of a queue that keeps as many as it may.
+    fn warm_finished(&self, queue: QueueNo, count: usize) {
+        let line = self.index.line(queue);
+        let full = line.finished.len() as u64 + count as u64 > self.state.queues.at(queue).settings.keep_finished_count;
+        if !full {
+            return;
+        }
+        let slots: Vec<Slot> = line.finished.values().take(count).copied().collect();
+        self.warm_packages(&slots);
+        let packages = &self.state.packages;
+        for slot in &slots {
+            let rare = packages.get(*slot).and_then(|package| package.rare.as_ref());
+            black_box(rare.map(|rare| rare.finish_seq));
+        }
+        for slot in &slots {
+            let Some(package) = packages.get(*slot) else { continue };
+            let id = package.body.id().text();
+            black_box(line.ids.find(hash_id(&id), |found| found == *slot));
+            black_box(line.graves.find(wide_hash_id(&id) as u64, |_| true));
+        }
+    }
+}
