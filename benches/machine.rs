@@ -168,7 +168,7 @@ impl Stand {
     fn note_held(&mut self) {
         let held = self.machine.held(SESSION).into_iter().map(|delivery| Completion {
             queue: QUEUE.to_owned(),
-            id: delivery.body.id.to_string(),
+            id: delivery.body.id().to_string(),
             fence: delivery.fence.0,
             ..Completion::default()
         });

@@ -93,8 +93,8 @@ pub struct Kind {
 #[derive(Clone, Debug, Default)]
 pub struct Line {
     pub ids: Ids<Slot>,
-    /// Positions in the queue's tombstones.
-    pub graves: Ids<u64>,
+    /// The low halves of positions in the queue's tombstones.
+    pub graves: Ids<u32>,
     /// Every package, in the order of submit.
     pub roll: Ordered,
     pub all: Lane,
@@ -189,7 +189,7 @@ impl Index {
             index.queue_by_name.insert(queue.name.clone(), number);
             let line = index.line_mut(number);
             for (position, grave) in queue.tombstones.iter() {
-                line.graves.insert(grave.id_hash as u64, position);
+                line.graves.insert(grave.id_hash as u64, position as u32);
             }
             index.tombstones += queue.tombstones.len();
         }

@@ -260,7 +260,7 @@ impl Machine {
                 until: self.state.ticks.plus(queue.settings.dedup_window_ms),
                 phase: package.phase,
             });
-            self.index.line_mut(number).graves.insert(id_hash as u64, position);
+            self.index.line_mut(number).graves.insert(id_hash as u64, position as u32);
             self.index.tombstones += 1;
         }
         if !package.phase.is_finished() && self.index.line(number).live() == 0 {
@@ -342,8 +342,8 @@ impl Machine {
         let id_hash = wide_hash_id(id);
         let tombstones = &self.state.queues.at(queue).tombstones;
         let lasts = |grave: &Tombstone| grave.id_hash == id_hash && grave.until > self.state.ticks;
-        let position = graves.find(id_hash as u64, |position| tombstones.get(position).is_some_and(lasts))?;
-        tombstones.get(position)
+        let at = |low| tombstones.get(tombstones.position(low));
+        at(graves.find(id_hash as u64, |low| at(low).is_some_and(lasts))?)
     }
 }
 

@@ -90,7 +90,7 @@ impl Machine {
                 break;
             }
             let Some((position, grave)) = tombstones.pop() else { break };
-            self.index.line_mut(number).graves.remove(grave.id_hash as u64, position);
+            self.index.line_mut(number).graves.remove(grave.id_hash as u64, position as u32);
             self.index.tombstones -= 1;
             self.now.changes += 1;
         }

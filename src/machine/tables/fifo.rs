@@ -52,6 +52,11 @@ impl<T: Clone> Fifo<T> {
         Some((position, value))
     }
 
+    /// The position with this low half: there are never more than 2^32 elements.
+    pub fn position(&self, low: u32) -> u64 {
+        self.head + u64::from(low.wrapping_sub(self.head as u32))
+    }
+
     pub fn get(&self, position: u64) -> Option<&T> {
         if position < self.head || position >= self.tail {
             return None;
@@ -82,6 +87,7 @@ mod tests {
         let head = line.front().copied().expect("not empty");
         assert_eq!(line.get(head), Some(&head));
         assert_eq!(line.get(head - 1), None);
+        assert!([head, 4999].iter().all(|position| line.position(*position as u32) == *position));
         assert_eq!(line.iter().count() as u64, line.len());
         while line.pop().is_some() {}
         assert_eq!(line.len(), 0);
