@@ -135,7 +135,7 @@ impl Queue {
         let mut room = Room { bytes: limits::MAX_BATCH_BYTES, packages: usize::MAX };
         let settled = fill(&mut self.settle, &mut group, &mut room);
         let now = Instant::now();
-        if !group.is_empty() {
+        if settled > 0 {
             self.settled = Some(now);
         }
         self.earned = (self.earned + settled).min(limits::MAX_SUBMITS_EARNED);
@@ -513,6 +513,11 @@ mod tests {
         Command { op: Some(Op::Tick(Tick {})) }
     }
 
+    fn complete(count: usize) -> Command {
+        let completions = vec![Completion::default(); count];
+        Command { op: Some(Op::Complete(Complete { completions, ..Complete::default() })) }
+    }
+
     fn refused(answers: &Answers) -> Vec<ProposeError> {
         answers.0.lock().drain(..).map(|answer| answer.unwrap_err()).collect()
     }
@@ -630,10 +635,12 @@ mod tests {
         let some = submit(limits::MAX_SUBMIT_BYTES_WHILE_BUSY * 2 / 5);
         (0..20).for_each(|_| proposer.send(Lane::Submit, &some, Responder::None));
         proposer.send(Lane::Settle, &tick(), Responder::None);
-        let tick_framed = frame(&tick(), tick().encoded_len());
+        assert_eq!(proposer.take().unwrap().1.len(), 1 + 9, "the passing of time holds nothing back");
+        proposer.send(Lane::Settle, &complete(100), Responder::None);
+        let framed = frame(&complete(100), complete(100).encoded_len());
         let (term, group) = proposer.take().unwrap();
         assert_eq!(term, 1);
-        assert_eq!(group[0].framed, tick_framed);
+        assert_eq!(group[0].framed, framed);
         assert_eq!(group.len(), 3, "submits fill a quarter while completions come in");
         proposer.close();
         proposer.open(2);
@@ -647,11 +654,7 @@ mod tests {
         let many = |count| Command {
             op: Some(Op::Submit(Submit { packages: vec![NewPackage::default(); count], atomic: false })),
         };
-        let settle = |count| {
-            let completions = vec![Completion::default(); count];
-            let command = Command { op: Some(Op::Complete(Complete { completions, ..Complete::default() })) };
-            proposer.send(Lane::Settle, &command, Responder::None);
-        };
+        let settle = |count| proposer.send(Lane::Settle, &complete(count), Responder::None);
         const FEW: usize = 10;
         const PAUSE: Duration = Duration::from_millis(1);
         (0..20).for_each(|_| proposer.send(Lane::Submit, &many(FEW), Responder::None));
@@ -667,7 +670,7 @@ mod tests {
         let large = submit(2 * limits::MAX_SUBMIT_BYTES_WHILE_BUSY);
         (0..2).for_each(|_| proposer.send(Lane::Submit, &large, Responder::None));
         for _ in 0..2 {
-            proposer.send(Lane::Settle, &tick(), Responder::None);
+            proposer.send(Lane::Settle, &complete(1), Responder::None);
             tokio::time::advance(PAUSE).await;
             assert_eq!(proposer.take().unwrap().1.len(), 2, "a large one does not wait for completions to cease");
         }
