@@ -9,7 +9,7 @@ use super::index::is_attached;
 use super::life::Blame;
 use super::state::{QueueNo, Session, SessionNo, Settlement, Slot};
 use super::{Machine, Reject, Result};
-use crate::types::{Cause, Epoch, Fence, State as Phase, Ticks};
+use crate::types::{Cause, Epoch, Fence, PackageId, State as Phase, Ticks};
 
 /// What a settlement found.
 pub enum Standing {
@@ -166,10 +166,23 @@ impl Machine {
         self.index.refresh(&self.state, number, self.state.sessions.at(number));
     }
 
-    /// Which package a settlement means, by the fence alone.
-    pub(super) fn standing(&self, queue: &str, id: &str, fence: u64, how: Settlement) -> Result<Standing> {
+    /// Which package a settlement means, by the fence alone. `holder`, who speaks, is only where to look first.
+    pub(super) fn standing(
+        &self,
+        holder: Option<SessionNo>,
+        queue: &str,
+        id: &str,
+        fence: u64,
+        how: Settlement,
+    ) -> Result<Standing> {
         let number = self.queue_no(queue)?;
         let fence = Fence(fence);
+        if let Some(slot) = self.lease_of(holder, fence) {
+            let package = self.state.packages.at(slot);
+            if package.queue == number && *package.body.id() == PackageId::from(id) {
+                return Ok(Standing::Current(slot));
+            }
+        }
         if let Some(slot) = self.find(number, id) {
             let package = self.state.packages.at(slot);
             return if package.phase == Phase::Leased && package.fence == fence {
@@ -192,6 +205,11 @@ impl Machine {
         } else {
             Err(Reject::AlreadyFinished { state: grave.phase })
         }
+    }
+
+    /// The lease that a session holds under this fence: few are held, and many packages wait.
+    pub(super) fn lease_of(&self, holder: Option<SessionNo>, fence: Fence) -> Option<Slot> {
+        self.index.held(holder?).leases.get(&fence).copied()
     }
 
     /// Records how the holder ended its lease.

@@ -234,7 +234,7 @@ impl Machine {
             let package = self.state.packages.at(*slot);
             let line = self.index.line(package.queue);
             let classes = line.classes.iter().map(|class| &self.index.classes[*class as usize]);
-            let takers = classes.filter(|class| class.takes(&package.body.kind()));
+            let takers = classes.filter(|class| class.takes(package.body.kind()));
             let idle: usize = takers
                 .map(|class| class.credit.iter().take_while(|place| place.share == 0).take(MOST_IDLE).count())
                 .sum();

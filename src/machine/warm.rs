@@ -7,18 +7,18 @@ use std::hint::black_box;
 
 use super::Machine;
 use super::command::{Completion, NewPackage};
-use super::state::{QueueNo, Slot};
+use super::state::{QueueNo, SessionNo, Slot};
 use super::tables::ids::{hash_id, wide_hash_id};
+use crate::types::Fence;
 
 impl Machine {
     /// What completing these will touch, and what has to go for them.
-    pub(super) fn warm_completions(&self, completions: &[Completion]) {
+    pub(super) fn warm_completions(&self, holder: Option<SessionNo>, completions: &[Completion]) {
         let Some(queue) = self.same_queue(completions.iter().map(|completion| completion.queue.as_str())) else {
             return;
         };
-        let ids = &self.index.line(queue).ids;
-        let slots = completions.iter().filter_map(|completion| ids.find(hash_id(&completion.id), |_| true));
-        let slots: Vec<Slot> = slots.collect();
+        let leases = completions.iter().filter_map(|completion| self.lease_of(holder, Fence(completion.fence)));
+        let slots: Vec<Slot> = leases.collect();
         self.warm_packages(&slots);
         self.warm_finished(queue, slots.len());
     }

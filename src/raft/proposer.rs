@@ -665,6 +665,14 @@ mod tests {
         assert_eq!(proposer.take().unwrap().1.len(), 1 + 1);
         tokio::time::advance(PAUSE).await;
         assert_eq!(proposer.take().unwrap().1.len(), limits::SUBMITS_A_MS_WHILE_BUSY / FEW, "some pass anyway");
+        // What was settled long ago does not let a flood through.
+        let (proposer, _) = self::proposer();
+        proposer.open(1);
+        let settle = |count| proposer.send(Lane::Settle, &complete(count), Responder::None);
+        (0..3).for_each(|_| settle(limits::MAX_SUBMITS_EARNED));
+        assert_eq!(proposer.take().unwrap().1.len(), 3);
+        (0..3).for_each(|_| proposer.send(Lane::Submit, &many(limits::MAX_SUBMITS_EARNED / 2), Responder::None));
+        assert_eq!(proposer.take().unwrap().1.len(), 2);
         let (proposer, _) = self::proposer();
         proposer.open(1);
         let large = submit(2 * limits::MAX_SUBMIT_BYTES_WHILE_BUSY);

@@ -134,7 +134,7 @@ impl Machine {
     /// One verdict for each lease that the worker says it holds.
     fn judge(&self, number: SessionNo, op: &OpenSession) -> Vec<Verdict> {
         let judge_one = |lease: &crate::machine::command::Lease| {
-            let standing = |how| self.standing(&lease.queue, &lease.id, lease.fence, how);
+            let standing = |how| self.standing(None, &lease.queue, &lease.id, lease.fence, how);
             let settled = [Settlement::Done, Settlement::Failed, Settlement::Released]
                 .into_iter()
                 .any(|how| matches!(standing(how), Ok(Standing::Answered)));

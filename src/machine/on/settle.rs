@@ -14,14 +14,14 @@ use crate::types::{Blob, Cause, Fence, State as Phase, limits};
 impl Machine {
     pub(in crate::machine) fn on_complete(&mut self, op: &Complete) -> Result<Reply> {
         check_count("completions", op.completions.len())?;
-        self.hear_settler(op.speaker.as_ref());
-        self.warm_completions(&op.completions);
+        let holder = self.hear_settler(op.speaker.as_ref());
+        self.warm_completions(holder, &op.completions);
         let each = op.completions.iter().enumerate();
-        Ok(Reply::Settled(each.map(|(place, completion)| self.complete(place, completion)).collect()))
+        Ok(Reply::Settled(each.map(|(place, completion)| self.complete(holder, place, completion)).collect()))
     }
 
-    fn complete(&mut self, place: usize, op: &Completion) -> Result<()> {
-        let slot = match self.standing(&op.queue, &op.id, op.fence, Settlement::Done)? {
+    fn complete(&mut self, holder: Option<SessionNo>, place: usize, op: &Completion) -> Result<()> {
+        let slot = match self.standing(holder, &op.queue, &op.id, op.fence, Settlement::Done)? {
             Standing::Answered => return Ok(()),
             Standing::Current(slot) => slot,
         };
@@ -62,12 +62,12 @@ impl Machine {
 
     pub(in crate::machine) fn on_fail(&mut self, op: &Fail) -> Result<Reply> {
         check_count("failed", op.failed.len())?;
-        self.hear_settler(op.speaker.as_ref());
-        Ok(Reply::Settled(op.failed.iter().map(|failed| self.fail(failed)).collect()))
+        let holder = self.hear_settler(op.speaker.as_ref());
+        Ok(Reply::Settled(op.failed.iter().map(|failed| self.fail(holder, failed)).collect()))
     }
 
-    fn fail(&mut self, op: &Failed) -> Result<()> {
-        let slot = match self.standing(&op.queue, &op.id, op.fence, Settlement::Failed)? {
+    fn fail(&mut self, holder: Option<SessionNo>, op: &Failed) -> Result<()> {
+        let slot = match self.standing(holder, &op.queue, &op.id, op.fence, Settlement::Failed)? {
             Standing::Answered => return Ok(()),
             Standing::Current(slot) => slot,
         };
@@ -92,10 +92,10 @@ impl Machine {
 
     /// A Done or Fail counts even when its speaker is not known any more; if it is, it is alive and
     /// its withheld credit comes back.
-    fn hear_settler(&mut self, speaker: Option<&Speaker>) {
-        if let Ok(number) = self.hear(speaker) {
-            self.restore_credit(number);
-        }
+    fn hear_settler(&mut self, speaker: Option<&Speaker>) -> Option<SessionNo> {
+        let number = self.hear(speaker).ok()?;
+        self.restore_credit(number);
+        Some(number)
     }
 
     pub(in crate::machine) fn on_extend(&mut self, op: &Extend) -> Result<Reply> {
@@ -137,7 +137,7 @@ impl Machine {
 
     fn release(&mut self, session: Option<&str>, op: &Lease) -> Result<()> {
         // A draining session is gone with its last lease; a repeat must still be answered.
-        let slot = match self.standing(&op.queue, &op.id, op.fence, Settlement::Released)? {
+        let slot = match self.standing(None, &op.queue, &op.id, op.fence, Settlement::Released)? {
             Standing::Answered => return Ok(()),
             Standing::Current(slot) => slot,
         };
@@ -160,7 +160,7 @@ impl Machine {
     /// The speaker's own current lease, or whoever's it is.
     fn own_lease(&self, speaker: Option<SessionNo>, queue: &str, id: &str, fence: u64) -> Result<Slot> {
         let own = |slot| speaker.is_none_or(|number| self.state.packages.at(slot).session == number);
-        let current = match self.standing(queue, id, fence, Settlement::None)? {
+        let current = match self.standing(speaker, queue, id, fence, Settlement::None)? {
             Standing::Current(slot) if own(slot) => return Ok(slot),
             Standing::Current(slot) => self.state.packages.at(slot).fence,
             Standing::Answered => Fence(0),
