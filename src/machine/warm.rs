@@ -4,6 +4,7 @@
 //! in a loop that depends on nothing, they overlap. Nothing here changes or decides anything.
 
 use std::hint::black_box;
+use std::ops::Deref;
 
 use super::Machine;
 use super::command::{Completion, NewPackage};
@@ -26,14 +27,19 @@ impl Machine {
     /// What submitting these will touch.
     pub(super) fn warm_submits(&self, packages: &[NewPackage]) {
         let Some(queue) = self.same_queue(packages.iter().map(|package| package.queue.as_str())) else { return };
+        self.warm_ids(queue, packages.iter().map(|package| package.id.as_str()));
+    }
+
+    /// Where these ids stand in the tables of the queue, or would. All hashes come first, so that nothing but the look-ups
+    /// lies between two waits.
+    fn warm_ids(&self, queue: QueueNo, ids: impl Iterator<Item = impl Deref<Target = str>>) {
         let line = self.index.line(queue);
-        for package in packages {
-            black_box(line.ids.find(hash_id(&package.id), |_| true));
+        let hashes: Vec<(u64, u64)> = ids.map(|id| (hash_id(&id), wide_hash_id(&id) as u64)).collect();
+        for (hash, _) in &hashes {
+            black_box(line.ids.find(*hash, |_| true));
         }
-        if line.graves.len() > 0 {
-            for package in packages {
-                black_box(line.graves.find(wide_hash_id(&package.id) as u64, |_| true));
-            }
+        for (_, hash) in &hashes {
+            black_box(line.graves.find(*hash, |_| true));
         }
     }
 
@@ -70,11 +76,9 @@ impl Machine {
             let rare = packages.get(*slot).and_then(|package| package.rare.as_ref());
             black_box(rare.map(|rare| rare.finish_seq));
         }
-        for slot in &slots {
-            let Some(package) = packages.get(*slot) else { continue };
-            let id = package.body.id().text();
-            black_box(line.ids.find(hash_id(&id), |found| found == *slot));
-            black_box(line.graves.find(wide_hash_id(&id) as u64, |_| true));
-        }
+        self.warm_ids(
+            queue,
+            slots.iter().filter_map(|slot| packages.get(*slot)).map(|package| package.body.id().text()),
+        );
     }
 }
