@@ -119,7 +119,8 @@ pub struct Raft {
     /// How often a leader that is idle tells so.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub heartbeat: Duration,
-    /// A follower that hears nothing elects after a random time between these two.
+    /// A follower that hears nothing for `election_max`, and then for a random time between these two,
+    /// stands for election.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub election_min: Duration,
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
@@ -468,8 +469,12 @@ impl Config {
         if *heartbeat < Duration::from_millis(10) {
             check.fail("raft.heartbeat", "must be 10ms or more");
         }
-        if *election_min < *heartbeat * 3 {
-            check.fail("raft.election_min", "must be three heartbeats or more, so that one lost beat elects nobody");
+        if *election_min <= *heartbeat {
+            check.fail("raft.election_min", "must be longer than raft.heartbeat");
+        }
+        if *election_min + *election_max < *heartbeat * 4 {
+            let why = "must be four heartbeats or more together with raft.election_min, so that a few lost beats elect nobody";
+            check.fail("raft.election_max", why);
         }
         if election_max <= election_min {
             check.fail("raft.election_max", "must be longer than raft.election_min, so that nodes rarely tie");

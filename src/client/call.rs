@@ -73,7 +73,7 @@ impl Client {
         let mut unknown = false;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let error = match self.try_once(try_for.min(left), request.clone(), &rpc).await {
+            let error = match self.try_once(repeat, try_for.min(left), request.clone(), &rpc).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -88,7 +88,7 @@ impl Client {
         }
     }
 
-    async fn try_once<Q, A, F, R>(&self, try_for: Duration, request: Q, rpc: &F) -> Result<A, Error>
+    async fn try_once<Q, A, F, R>(&self, repeat: Repeat, try_for: Duration, request: Q, rpc: &F) -> Result<A, Error>
     where
         F: Fn(Channel, Request<Q>) -> R,
         R: Future<Output = Result<Response<A>, Status>>,
@@ -97,7 +97,19 @@ impl Client {
         let node = timeout(try_for, self.nodes.pick())
             .await
             .map_err(|_| Error::unreachable(format_args!("no connection within {try_for:?}")))??;
-        self.call_node(&node, try_for, request, rpc).await
+        // Not what waits by its nature, nor what may not be said twice.
+        if repeat == Repeat::IfNotApplied || try_for > Duration::from_millis(limits::CLIENT_TRY_MS) {
+            return self.call_node(&node, try_for, request, rpc).await;
+        }
+        tokio::select! {
+            // In this order, so that a simulation repeats.
+            biased;
+            answer = self.call_node(&node, try_for, request, rpc) => answer,
+            () = self.deposed(&node) => {
+                self.nodes.lost(&node);
+                Err(Error::deadline(format!("{} is silent, and another node leads", node.addr)))
+            }
+        }
     }
 
     /// One try at one node.

@@ -24,6 +24,7 @@ mod builder;
 mod call;
 mod call_worker;
 mod cluster;
+mod doubt;
 mod error;
 mod ids;
 mod list;

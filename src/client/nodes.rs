@@ -16,6 +16,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::Error;
+use super::doubt::LOOK_AGAIN;
 use crate::env::Env;
 use crate::types::limits;
 
@@ -32,6 +33,8 @@ pub(super) struct Nodes {
     book: Mutex<Book>,
     /// One connect at a time: whoever waited finds the connection made, or the next address.
     connecting: tokio::sync::Mutex<()>,
+    /// When the others were last asked about a node in doubt.
+    asked: Mutex<Option<Instant>>,
 }
 
 struct Book {
@@ -59,7 +62,13 @@ impl Nodes {
     /// `addrs` are `host:port`; at least one.
     pub fn new(env: Env, addrs: Vec<String>, follow_leader: bool) -> Self {
         let book = Book { seeds: addrs, cursor: 0, leader: None, avoided: None, open: HashMap::new(), made: 0 };
-        Self { env, follow_leader, book: Mutex::new(book), connecting: tokio::sync::Mutex::new(()) }
+        Self {
+            env,
+            follow_leader,
+            book: Mutex::new(book),
+            connecting: tokio::sync::Mutex::new(()),
+            asked: Mutex::new(None),
+        }
     }
 
     pub fn env(&self) -> &Env {
@@ -116,6 +125,16 @@ impl Nodes {
     /// The leader, if it is known and is not this node.
     pub fn better_than(&self, node: &Node) -> bool {
         self.book.lock().leader.as_deref().is_some_and(|leader| leader != &*node.addr)
+    }
+
+    /// The others may be asked about a node in doubt, once in a while for all who doubt.
+    pub fn may_ask(&self, now: Instant) -> bool {
+        let mut asked = self.asked.lock();
+        let may = self.follow_leader && asked.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_AGAIN);
+        if may {
+            *asked = Some(now);
+        }
+        may
     }
 
     /// A certain node, whether it leads or not.

@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
 use super::backoff::Backoff;
+use super::doubt::{DOUBT, LOOK_AGAIN};
 use super::nodes::Node;
 use super::packages::{malformed, packages, submitted};
 use super::{Client, Error, NewPackage, Submitted};
@@ -227,7 +228,20 @@ struct Open {
     node: Node,
     requests: mpsc::Sender<SubmitStreamRequest>,
     responses: Streaming<SubmitStreamResponse>,
-    heard: Instant,
+    silence: Silence,
+}
+
+/// How long the node of a stream has owed answers and said nothing.
+struct Silence {
+    since: Instant,
+    doubted_at: Instant,
+}
+
+impl Silence {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Self { since: now, doubted_at: now + DOUBT }
+    }
 }
 
 impl Pipeline {
@@ -296,7 +310,7 @@ impl Pipeline {
             }
         };
         self.client.nodes.learn(answer.metadata());
-        Ok(Open { node, requests, responses: answer.into_inner(), heard: Instant::now() })
+        Ok(Open { node, requests, responses: answer.into_inner(), silence: Silence::begin() })
     }
 
     /// Sends and receives until the stream breaks. None: it ended in good order, because nothing was
@@ -313,15 +327,15 @@ impl Pipeline {
                 self.fill(&open.requests);
             }
             // A stream that owes answers and is silent is dead, or its node is frozen.
-            let silent_at = open.heard + Duration::from_millis(limits::CLIENT_SILENCE_MS);
-            let wake = self.hold_until.unwrap_or(silent_at).min(silent_at);
+            let silent_at = open.silence.since + Duration::from_millis(limits::CLIENT_SILENCE_MS);
+            let wake = self.hold_until.unwrap_or(silent_at).min(silent_at).min(open.silence.doubted_at);
             let may_send = !self.unsent.is_empty() && self.hold_until.is_none() && !moving;
             tokio::select! {
                 // In this order, so that a simulation repeats.
                 biased;
                 message = open.responses.next() => match message {
                     Some(Ok(response)) => {
-                        open.heard = Instant::now();
+                        open.silence = Silence::begin();
                         self.answered(response);
                     }
                     Some(Err(status)) => {
@@ -344,7 +358,7 @@ impl Pipeline {
                         return None;
                     }
                     if self.sent.is_empty() {
-                        open.heard = Instant::now();
+                        open.silence = Silence::begin();
                     }
                     self.unsent.extend(taken.drain(..));
                 }
@@ -353,10 +367,16 @@ impl Pipeline {
                     if self.hold_until.is_some_and(|until| until <= now) {
                         self.hold_until = None;
                     } else if self.sent.is_empty() {
-                        open.heard = now;
+                        open.silence = Silence::begin();
                     } else if silent_at <= now {
                         self.client.nodes.lost(&open.node);
                         return Some(Error::unreachable("the stream fell silent"));
+                    } else if open.silence.doubted_at <= now {
+                        open.silence.doubted_at = now + LOOK_AGAIN;
+                        if self.client.doubt(&open.node) {
+                            self.client.nodes.lost(&open.node);
+                            return Some(Error::unreachable("the stream fell silent, and another node leads"));
+                        }
                     }
                     self.expire(now);
                 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tokio::time::{Duration, Instant, MissedTickBehavior};
+use tokio::time::{Duration, Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -20,6 +20,10 @@ use crate::machine::view::SessionStatus;
 use crate::machine::{Effect, Outcome, Reject};
 use crate::raft::handle::{EffectBatch, Feed, Lane, ProposeError, Responder, Sink, Standing};
 use crate::types::{Epoch, limits};
+
+/// Streams are looked after this often, and this often it is looked whether there are any.
+const LOOK: Duration = Duration::from_millis(limits::LIVENESS_EVERY_MS);
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// See the module. Run it once, for as long as the node lives.
 pub struct Pump {
@@ -58,8 +62,8 @@ impl Pump {
     pub(crate) async fn run_on(mut self, mut feed: mpsc::Receiver<Feed>, stop: CancellationToken) {
         tokio::spawn(super::ends::follow(self.shared.clone(), stop.clone()));
         let mut standing = self.shared.raft.standing();
-        let mut tick = tokio::time::interval(Duration::from_millis(limits::LIVENESS_EVERY_MS));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let look = sleep_until(Instant::now());
+        tokio::pin!(look);
         self.follow(&standing.borrow_and_update().clone());
         loop {
             tokio::select! {
@@ -77,7 +81,10 @@ impl Pump {
                     Some(Feed::Gap) => self.rebuild(),
                     None => break,
                 },
-                _ = tick.tick() => self.look_after(&feed),
+                () = &mut look => {
+                    self.look_after(&feed);
+                    look.as_mut().reset(Instant::now() + self.pace());
+                }
             }
         }
         let leader = standing.borrow().leader.as_ref().map(|leader| leader.member.client_addr.clone());
@@ -167,6 +174,11 @@ impl Pump {
             }
             _ => stream.end(goaway()),
         }
+    }
+
+    fn pace(&self) -> Duration {
+        let idle = self.orphans.is_empty() && self.shared.registry.lock().is_idle();
+        if idle { IDLE_LOOK } else { LOOK }
     }
 
     fn look_after(&mut self, feed: &mpsc::Receiver<Feed>) {

@@ -38,6 +38,11 @@ impl Registry {
         self.streams.insert(stream.attach, stream);
     }
 
+    /// Nothing here needs to be looked after.
+    pub fn is_idle(&self) -> bool {
+        self.streams.is_empty() && self.detaching.is_empty()
+    }
+
     pub fn len(&self) -> usize {
         self.streams.len()
     }

@@ -34,7 +34,7 @@ use crate::types::{NodeId, limits};
 const TRY_AGAIN: Duration = Duration::from_millis(3);
 
 /// A leader looks this often whether a quorum still answers it.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A leader that this node has not heard for so long is not named any more.
 const UNHEARD: Duration = Duration::from_millis(limits::QUORUM_LOST_MS);

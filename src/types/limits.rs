@@ -249,6 +249,10 @@ pub const CLIENT_SUBMIT_WINDOW: usize = 4_096;
 /// A worker sends a sign of life so often, and takes its stream for dead after so long a silence.
 pub const CLIENT_PING_EVERY_MS: u64 = 1_000;
 pub const CLIENT_SILENCE_MS: u64 = 3_000;
+/// Who owes an answer and is silent for so long is doubted: the other nodes are asked who leads, and
+/// again after the second.
+pub const CLIENT_DOUBT_MS: u64 = 300;
+pub const CLIENT_DOUBT_AGAIN_MS: u64 = 100;
 /// A Hello is answered within this, or another node is tried.
 pub const CLIENT_WELCOME_MS: u64 = 2_500;
 /// A worker gives up when it could not attach for so long: the first time, and later.
@@ -268,10 +272,11 @@ pub const CLIENT_WATCH_SILENCE_MS: u64 = 3 * WATCH_BOOKMARK_MS;
 pub const CLIENT_MAX_EXTENSIONS_WAITING: usize = 16;
 
 /// The leader speaks at least so often.
-pub const HEARTBEAT_MS: u64 = 100;
-/// A follower that hears nothing for so long stands for election.
-pub const ELECTION_MIN_MS: u64 = 500;
-pub const ELECTION_MAX_MS: u64 = 1_000;
+pub const HEARTBEAT_MS: u64 = 200;
+/// A leader's lease lasts for the second of these. A follower that hears nothing stands for election
+/// after the lease and a random time between the two.
+pub const ELECTION_MIN_MS: u64 = 300;
+pub const ELECTION_MAX_MS: u64 = 500;
 /// A leader that no quorum answered for so long serves nobody until one does again.
 pub const QUORUM_LOST_MS: u64 = 2_000;
 /// A connection to a peer is made within this.

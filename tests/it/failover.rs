@@ -11,6 +11,8 @@ use super::harness::{OPTIMIZED, QUEUE, SOON, Scene, runs};
 const RATE: u32 = 1_000;
 /// The bar: the longest time without a confirm when the leader is killed.
 const CONFIRM_GAP: Duration = Duration::from_millis(if OPTIMIZED { 200 } else { 2_000 });
+/// The same when it falls silent: its followers' patience, an election, and the clients' doubt.
+const SILENT_GAP: Duration = Duration::from_millis(if OPTIMIZED { 1_500 } else { 4_000 });
 
 /// Four workers that keep a few packages in hand and some in prefetch.
 fn team(scene: &Scene) -> Vec<WorkerSpec> {
@@ -110,7 +112,11 @@ async fn leader_frozen_and_continued() {
         worker.finish(SOON).await.expect("workers end with the work");
     }
     scene.cluster.wait_ready().await.unwrap();
-    scene.judge_to_the_end(produced.keys).await;
+    let history = scene.judge_to_the_end(produced.keys).await;
+    let (gap_us, _) = history.longest_confirm_gap().expect("packages were confirmed");
+    let gap = Duration::from_micros(gap_us);
+    println!("longest time without a confirm {gap:?}");
+    assert!(gap <= SILENT_GAP, "the bar is {SILENT_GAP:?}: {gap:?}");
 }
 
 /// Leadership that is handed over redelivers nothing either.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use super::super::backoff::Backoff;
+use super::super::doubt::{DOUBT, LOOK_AGAIN};
 use super::super::error::reason;
 use super::super::package::std_duration;
 use super::super::{Client, Error};
@@ -25,6 +26,9 @@ use crate::proto::v1::work_request::Request;
 use crate::proto::v1::work_response::Response;
 use crate::proto::v1::{self, Drain, Hello, Ping, Welcome, WorkRequest};
 use crate::types::limits;
+
+/// A stream is in doubt when even the answer to a ping is late.
+const DOUBTED: Duration = Duration::from_millis(limits::CLIENT_PING_EVERY_MS).saturating_add(DOUBT);
 
 /// What works a package.
 pub(super) enum Handle {
@@ -171,6 +175,7 @@ impl Runner {
         let mut wake = self.next_ping;
         let mut sooner = |at: Option<Instant>| wake = at.map_or(wake, |at| wake.min(at));
         sooner(self.ledger.next_due());
+        sooner(self.link.up().map(|up| (up.heard + DOUBTED).max(Instant::now() + LOOK_AGAIN)));
         sooner(self.leaving.as_ref().map(|leaving| leaving.goodbye_until.unwrap_or(leaving.handlers_until)));
         wake
     }
@@ -389,9 +394,13 @@ impl Runner {
 
     fn watch_silence(&mut self, now: Instant) {
         let Some(up) = self.link.up() else { return };
-        if now.saturating_duration_since(up.heard) >= Duration::from_millis(limits::CLIENT_SILENCE_MS) {
+        let silent = now.saturating_duration_since(up.heard);
+        if silent >= Duration::from_millis(limits::CLIENT_SILENCE_MS) {
             self.client.nodes.lost(&up.node);
             self.detach(Error::unreachable("the stream fell silent"), now);
+        } else if silent >= DOUBTED && self.client.doubt(&up.node) {
+            self.client.nodes.lost(&up.node);
+            self.detach(Error::unreachable("the stream fell silent, and another node leads"), now);
         }
     }
 
