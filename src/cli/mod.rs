@@ -136,11 +136,22 @@ struct Told {
     addr: bool,
 }
 
+/// Half of the processors, for the other half has the log's thread and the kernel's network to carry:
+/// measured in `benches/README.md`. `TOKIO_WORKER_THREADS` sets another number.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        builder.worker_threads(processors.div_ceil(2));
+    }
+    builder.enable_all().build()
+}
+
 fn run(cli: Cli, told: Told) -> anyhow::Result<Exit> {
     if let Some(parent) = cli.die_with {
         local::die_with(parent)?;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime()?;
     let exit = runtime.block_on(async move {
         if !told.patient && cli.verb.calls() {
             let within = Duration::from_millis(limits::CLIENT_REFUSED_MS);

@@ -29,6 +29,7 @@ pub mod membership;
 #[cfg(test)]
 mod membership_tests;
 mod network;
+mod pace;
 pub mod peer_server;
 mod peers;
 mod proposer;

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::clock::Stamper;
 use super::counters::Counters;
 use super::handle::{Lane, Leader, ProposeError, Responder, Standing};
+use super::pace::Pace;
 use super::peer_server::Raft;
 use super::types::{EntryBytes, TypeConfig};
 use crate::machine::Outcome;
@@ -95,10 +96,7 @@ struct Queue {
     bytes: usize,
     /// When a batch last carried a completion.
     settled: Option<Instant>,
-    /// How many packages may be submitted for those that were settled.
-    earned: usize,
-    /// When a batch last carried a submit.
-    submitted: Instant,
+    pace: Pace,
     /// The next submit does not fit beside completions: the next batch is its own.
     large: bool,
     /// Tasks in `ready`.
@@ -142,11 +140,12 @@ impl Queue {
         if settled > 0 {
             self.settled = Some(now);
         }
-        self.earned = (self.earned + settled).min(limits::MAX_SUBMITS_EARNED);
-        if self.settled.is_some_and(|at| now - at < Duration::from_millis(limits::TICK_EVERY_MS)) {
+        self.pace.settled(settled);
+        let earned = self.pace.allows(now);
+        let busy = self.settled.is_some_and(|at| now - at < Duration::from_millis(limits::TICK_EVERY_MS));
+        if busy {
             room.bytes = room.bytes.min(limits::MAX_SUBMIT_BYTES_WHILE_BUSY);
-            let waited_ms = (now - self.submitted).as_millis() as usize;
-            room.packages = self.earned.max(waited_ms * limits::SUBMITS_A_MS_WHILE_BUSY);
+            room.packages = earned;
         }
         self.large = false;
         if room.packages > 0
@@ -157,8 +156,7 @@ impl Queue {
                 self.large = true;
             } else {
                 let submitted = fill(&mut self.submit, &mut group, &mut room);
-                self.earned = self.earned.saturating_sub(submitted);
-                self.submitted = now;
+                self.pace.submitted(if busy { submitted } else { 0 });
             }
         }
         self.bytes -= group.iter().map(|waiting| waiting.framed.len()).sum::<usize>();
@@ -227,8 +225,7 @@ impl Proposer {
                 submit: VecDeque::new(),
                 bytes: 0,
                 settled: None,
-                earned: 0,
-                submitted: Instant::now(),
+                pace: Pace::new(Instant::now()),
                 large: false,
                 held: 0,
             }),
