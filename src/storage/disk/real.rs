@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, OFlags, flock, statvfs};
 
 use super::{Disk, File, Space};
 
@@ -14,6 +14,9 @@ use super::{Disk, File, Space};
 /// puts one long writeback in the way of the log's own syncs.
 const ZERO_PIECE_BYTES: usize = 1 << 20;
 const ZERO_SYNC_PIECES: u64 = 4;
+
+/// Memory, place and length of what goes past the cache are multiples of this.
+const DIRECT_BYTES: usize = 4096;
 
 /// See [`Disk`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +54,46 @@ impl RealFile {
         check_private(path, &file.metadata().map_err(at("stat", path))?)?;
         Ok(Self { file, path: path.to_path_buf() })
     }
+
+    /// Writes `len` zeros.
+    fn fill(&self, len: u64) -> io::Result<()> {
+        let zeros = vec![0; ZERO_PIECE_BYTES.min(len as usize)];
+        let (mut offset, mut piece) = (0, 0);
+        while offset < len {
+            let bytes = &zeros[..zeros.len().min((len - offset) as usize)];
+            self.write_at(bytes, offset)?;
+            offset += bytes.len() as u64;
+            piece += 1;
+            if piece % ZERO_SYNC_PIECES == 0 {
+                self.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same from the disk's side, without a copy of each byte into the system's memory, where
+    /// nobody would read it. False: not possible here, and nothing is written.
+    fn fill_past_the_cache(&self, len: u64) -> io::Result<bool> {
+        if len == 0 || !len.is_multiple_of(DIRECT_BYTES as u64) {
+            return Ok(false);
+        }
+        let direct = OFlags::DIRECT.bits() as i32;
+        let Ok(file) = OpenOptions::new().write(true).custom_flags(direct).open(&self.path) else { return Ok(false) };
+        let room = vec![0; ZERO_PIECE_BYTES.min(len as usize) + DIRECT_BYTES];
+        let from = room.as_ptr().align_offset(DIRECT_BYTES);
+        let zeros = &room[from..from + room.len() - DIRECT_BYTES];
+        let mut offset = 0;
+        while offset < len {
+            let bytes = &zeros[..zeros.len().min((len - offset) as usize)];
+            match file.write_all_at(bytes, offset) {
+                Ok(()) => offset += bytes.len() as u64,
+                // A file system may open files so, and then refuse to write.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput && offset == 0 => return Ok(false),
+                Err(error) => return Err(at("write", &self.path)(error)),
+            }
+        }
+        Ok(true)
+    }
 }
 
 fn options() -> OpenOptions {
@@ -80,16 +123,8 @@ impl Disk for RealDisk {
 
     fn create_zeroed(&self, path: &Path, len: u64) -> io::Result<Arc<dyn File>> {
         let file = RealFile::open_raw(path, options().create(true).truncate(true))?;
-        let zeros = vec![0; ZERO_PIECE_BYTES.min(len as usize)];
-        let (mut offset, mut piece) = (0, 0);
-        while offset < len {
-            let bytes = &zeros[..zeros.len().min((len - offset) as usize)];
-            file.write_at(bytes, offset)?;
-            offset += bytes.len() as u64;
-            piece += 1;
-            if piece % ZERO_SYNC_PIECES == 0 {
-                file.sync()?;
-            }
+        if !file.fill_past_the_cache(len)? {
+            file.fill(len)?;
         }
         file.file.sync_all().map_err(at("sync", path))?;
         Ok(Arc::new(file))

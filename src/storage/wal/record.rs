@@ -16,6 +16,8 @@ use crate::storage::log::{Entry, Kind, LogId, Vote};
 pub const HEADER_BYTES: usize = 20;
 /// Records begin at multiples of this.
 pub const ALIGN: usize = 8;
+/// What the system reads and writes at once.
+const PAGE_BYTES: u64 = 4096;
 /// The format of segments and records that this program writes.
 pub const FORMAT: u32 = 1;
 /// There is one Raft group so far.
@@ -193,6 +195,15 @@ impl Encoder {
     /// Marks the end of the flush and gives its bytes.
     pub fn finish(&mut self) -> &[u8] {
         self.seal(LAST_OF_FLUSH);
+        &self.bytes
+    }
+
+    /// The same with zeros behind it up to the end of its last page (or of the file), where zeros are
+    /// anyway: nobody has to read that page to write a part of it.
+    pub fn finish_page(&mut self, offset: u64, capacity: u64) -> &[u8] {
+        self.seal(LAST_OF_FLUSH);
+        let end = (offset + self.bytes.len() as u64).next_multiple_of(PAGE_BYTES).min(capacity);
+        self.bytes.resize((end - offset) as usize, 0);
         &self.bytes
     }
 

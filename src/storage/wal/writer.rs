@@ -187,8 +187,8 @@ impl Writer {
     /// be gone while a second sync succeeds.
     fn commit(&mut self) -> io::Result<()> {
         if !self.encoder.is_empty() {
-            let bytes = self.encoder.finish();
-            let len = bytes.len();
+            let len = self.encoder.len();
+            let bytes = self.encoder.finish_page(self.offset, self.active.capacity);
             self.active.file.write_at(bytes, self.offset)?;
             let before = Instant::now();
             self.active.file.sync()?;
