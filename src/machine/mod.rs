@@ -103,6 +103,15 @@ struct Now {
 
 type Result<T> = std::result::Result<T, Reject>;
 
+/// How many packages a command submitted or settled.
+fn packages(outcome: &Outcome) -> usize {
+    match &outcome.result {
+        Ok(Reply::Submitted(all)) => all.len(),
+        Ok(Reply::Settled(all)) => all.len(),
+        _ => 0,
+    }
+}
+
 impl Default for Machine {
     fn default() -> Self {
         Self::new()
@@ -140,6 +149,7 @@ impl Machine {
                 }
             }
         }
+        self.warm_ready(outcomes.iter().flatten().map(packages).sum());
         self.match_packages();
         // Last, for one command may end a queue and the next bring it work again.
         self.announce_ends();

@@ -10,7 +10,7 @@ use super::Machine;
 use super::command::{Completion, NewPackage};
 use super::state::{QueueNo, SessionNo, Slot};
 use super::tables::ids::{hash_id, wide_hash_id};
-use crate::types::Fence;
+use crate::types::{Fence, limits};
 
 impl Machine {
     /// What completing these will touch, and what has to go for them.
@@ -40,6 +40,18 @@ impl Machine {
         }
         for (_, hash) in &hashes {
             black_box(line.graves.find(*hash, |_| true));
+        }
+    }
+
+    /// What leasing the first `count` packages that are ready will touch, shared among the queues that have some.
+    pub(super) fn warm_ready(&self, count: usize) {
+        let each = count.min(limits::MAX_GRANTS_A_BATCH) / self.index.candidates.len().max(1);
+        if each < 2 {
+            return;
+        }
+        for queue in &self.index.candidates {
+            let slots: Vec<Slot> = self.index.line(*queue).all.plain.in_order().take(each).collect();
+            self.warm_packages(&slots);
         }
     }
 

@@ -1,7 +1,9 @@
 //! A line in copy-on-write pages: pushed at the back, popped at the front, read by position.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+
+// Without weak references: whether a page is shared is one look, not an exchange.
+use triomphe::Arc;
 
 const PAGE: usize = 1024;
 

@@ -54,6 +54,11 @@ impl Ready {
         self.head_of((15 - self.mask.leading_zeros()) as u8)
     }
 
+    /// The slots, the next one first.
+    pub fn in_order(&self) -> impl Iterator<Item = u32> {
+        self.levels.iter().rev().flat_map(Ordered::iter).map(|(_, slot)| slot)
+    }
+
     /// The earliest of all levels' heads.
     pub fn oldest(&self) -> Option<Head> {
         (0..LEVELS as u8).filter_map(|level| self.head_of(level)).min_by_key(|head| head.seq)

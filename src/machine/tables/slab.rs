@@ -4,7 +4,8 @@
 //! copied when it is first written after a clone. Free slots form a list inside the pages, so a
 //! slab that was stored and restored hands out the same slots as the original.
 
-use std::sync::Arc;
+// Without weak references: whether a page is shared is one look, not an exchange.
+use triomphe::Arc;
 
 /// No slot.
 pub const NONE: u32 = u32::MAX;
