@@ -49,3 +49,35 @@ impl Pace {
         self.submitted += packages as i64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A_MS: usize = limits::SUBMITS_A_MS_WHILE_BUSY;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passed_ahead_of_its_time_is_made_good() {
+        let mut pace = Pace::new(Instant::now());
+        pace.settled(10);
+        assert_eq!(pace.allows(Instant::now()), 10);
+        pace.submitted(100 * A_MS);
+        assert_eq!(pace.allows(Instant::now()), 0);
+        tokio::time::advance(WINDOW).await;
+        assert_eq!(pace.allows(Instant::now()), 0, "the debt outlives its window");
+        tokio::time::advance(WINDOW - Duration::from_millis(1)).await;
+        assert_eq!(pace.allows(Instant::now()), 0);
+        pace.settled(60 * A_MS);
+        assert_eq!(pace.allows(Instant::now()), 60 * A_MS - 50 * A_MS, "what is settled counts if it is more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_earned_long_ago_lets_no_flood_through() {
+        let mut pace = Pace::new(Instant::now());
+        pace.settled(10 * limits::MAX_SUBMITS_EARNED);
+        tokio::time::advance(WINDOW).await;
+        assert_eq!(pace.allows(Instant::now()), limits::MAX_SUBMITS_EARNED);
+        tokio::time::advance(WINDOW * 100).await;
+        assert_eq!(pace.allows(Instant::now()), limits::MAX_SUBMITS_EARNED);
+    }
+}

@@ -195,6 +195,9 @@ async fn as_many_are_submitted_as_settled_while_completions_come_in() {
     settle(FEW);
     assert_eq!(proposer.take().unwrap().1.len(), 1 + 1);
     tokio::time::advance(PAUSE).await;
+    let rest = limits::SUBMITS_A_MS_WHILE_BUSY - 4 * FEW;
+    assert_eq!(proposer.take().unwrap().1.len(), rest / FEW, "a millisecond's number, if that is more");
+    tokio::time::advance(PAUSE).await;
     assert_eq!(proposer.take().unwrap().1.len(), limits::SUBMITS_A_MS_WHILE_BUSY / FEW, "some pass anyway");
     // What was settled long ago does not let a flood through.
     let (proposer, _) = self::proposer();
@@ -202,6 +205,7 @@ async fn as_many_are_submitted_as_settled_while_completions_come_in() {
     let settle = |count| proposer.send(Lane::Settle, &complete(count), Responder::None);
     (0..3).for_each(|_| settle(limits::MAX_SUBMITS_EARNED));
     assert_eq!(proposer.take().unwrap().1.len(), 3);
+    tokio::time::advance(100 * PAUSE).await;
     (0..3).for_each(|_| proposer.send(Lane::Submit, &many(limits::MAX_SUBMITS_EARNED / 2), Responder::None));
     assert_eq!(proposer.take().unwrap().1.len(), 2);
     let (proposer, _) = self::proposer();
