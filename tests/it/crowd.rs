@@ -28,19 +28,20 @@ const PAYLOAD_BYTES: usize = 256;
 /// What the measured workers take, and what waits before it.
 const RARE: &str = "rare";
 const COMMON: &str = "common";
-/// Packages of a measured round; the median of some rounds counts, for how many packages share an entry varies, and so
-/// does what else the machine does.
+/// Packages of a measured round; some rounds count together, in turns with those of a cluster where nothing waits, for how
+/// many packages share an entry varies, and so does what else the machine does.
 const ROUND: u64 = 20_000;
 const ROUNDS: usize = if OPTIMIZED { 9 } else { 1 };
-/// Packages that are timed one by one.
-const TIMED: usize = 300;
+/// Packages that are timed one by one, in turns as well.
+const TIMED: usize = 100;
+const TIMED_ROUNDS: usize = 3;
 
 /// How many packages wait.
 fn waiting() -> u64 {
     std::env::var("WHARF_WAITING").ok().and_then(|waiting| waiting.parse().ok()).unwrap_or(CROWD / 20)
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Cost {
     submit: Duration,
     complete: Duration,
@@ -50,12 +51,14 @@ struct Cost {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowd_that_waits_costs_the_others_nothing() {
-    let mut scene = Scene::new().await;
-    // With what a queue keeps of finished packages by default.
-    scene.client.create_queue(QUEUE, QueueSettings::default()).await.expect("the queue is made");
-    // Whatever is measured below also lets go of finished packages: first there must be some.
-    round(&scene).await;
-    let alone = cost(&scene).await;
+    let empty = Scene::new().await;
+    let mut scene = empty.another().await;
+    for scene in [&empty, &scene] {
+        // With what a queue keeps of finished packages by default.
+        scene.client.create_queue(QUEUE, QueueSettings::default()).await.expect("the queue is made");
+        // Whatever is measured below also lets go of finished packages: first there must be some.
+        round(scene).await;
+    }
     let crowd = waiting();
     let begin = Instant::now();
     submit(&scene, COMMON, crowd).await;
@@ -65,7 +68,8 @@ async fn a_crowd_that_waits_costs_the_others_nothing() {
         scene.client.take_snapshot(scene.cluster.addr(node).unwrap()).await.expect("a snapshot is written");
     }
     let waiting = memory(&scene);
-    let behind = cost(&scene).await;
+    let [alone, behind] = costs([&empty, &scene]).await;
+    drop(empty);
     println!("alone: {alone:?}\nbehind {crowd}: {behind:?}");
 
     let follower = scene.cluster.follower().await.unwrap();
@@ -96,16 +100,26 @@ fn memory(scene: &Scene) -> Vec<u64> {
     memory
 }
 
-/// What packages of the rare kind cost now: CPU of all nodes for each, and time.
-async fn cost(scene: &Scene) -> Cost {
-    let delivery = delivery(scene).await;
-    let (mut submits, mut completions) = (Vec::new(), Vec::new());
+/// What packages of the rare kind cost in each: CPU of all nodes for the rounds together, and time.
+async fn costs(scenes: [&Scene; 2]) -> [Cost; 2] {
+    let mut costs = [Cost::default(), Cost::default()];
     for _ in 0..ROUNDS {
-        let (submit, complete) = round(scene).await;
-        submits.push(submit);
-        completions.push(complete);
+        for (scene, cost) in scenes.iter().zip(&mut costs) {
+            let (submit, complete) = round(scene).await;
+            cost.submit += submit;
+            cost.complete += complete;
+        }
     }
-    Cost { submit: median(submits), complete: median(completions), delivery }
+    let mut delivered = [Vec::new(), Vec::new()];
+    for _ in 0..TIMED_ROUNDS {
+        for (scene, delivered) in scenes.iter().zip(&mut delivered) {
+            delivered.extend(deliveries(scene).await);
+        }
+    }
+    for (cost, delivered) in costs.iter_mut().zip(delivered) {
+        cost.delivery = median(delivered);
+    }
+    costs
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -141,8 +155,8 @@ async fn submit(scene: &Scene, kind: &str, count: u64) {
     }
 }
 
-/// The median time from submit to delivery of packages that come one by one.
-async fn delivery(scene: &Scene) -> Duration {
+/// The times from submit to delivery of packages that come one by one.
+async fn deliveries(scene: &Scene) -> Vec<Duration> {
     let mut worker = Rare::start(scene);
     let mut times = Vec::new();
     for _ in 0..TIMED {
@@ -152,7 +166,7 @@ async fn delivery(scene: &Scene) -> Duration {
         times.push(delivered.expect("it is delivered soon").expect("the worker runs") - begin);
     }
     worker.stop().await;
-    median(times)
+    times
 }
 
 /// A worker that takes the rare kind and does nothing with it.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -43,7 +44,7 @@ pub struct Scene {
     pub client: Client,
     pub recorder: Recorder,
     history: PathBuf,
-    _turn: Turn,
+    turn: Arc<Turn>,
 }
 
 /// The binary under test.
@@ -63,7 +64,15 @@ impl Scene {
     }
 
     pub async fn with(options: Options) -> Self {
-        let turn = Turn::take();
+        Self::make(options, Arc::new(Turn::take())).await
+    }
+
+    /// A second cluster in the same test.
+    pub async fn another(&self) -> Self {
+        Self::make(Options::new(binary()), self.turn.clone()).await
+    }
+
+    async fn make(options: Options, turn: Arc<Turn>) -> Self {
         let test = std::thread::current().name().unwrap_or("NAME").to_owned();
         eprintln!("again: cargo test --release --test it {test}");
         let mut cluster = Cluster::start(options).await.expect("the cluster starts");
@@ -72,7 +81,7 @@ impl Scene {
         let recorder = Recorder::open(&history, "test", &Env::real()).expect("the history can be written");
         cluster.record_to(recorder.clone());
         let client = cluster.client().expect("the cluster has addresses");
-        Self { cluster, client, recorder, history, _turn: turn }
+        Self { cluster, client, recorder, history, turn }
     }
 
     /// Makes a queue; what finished in it stays for as long as any test runs.
