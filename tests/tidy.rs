@@ -92,7 +92,6 @@ const PACES: &[(&str, &[&str])] = &[
             "PEER_KEEPALIVE_MS",
             "PEER_KEEPALIVE_TIMEOUT_MS",
             "PEER_ANSWER_MS",
-            "CLIENT_SILENCE_MS",
             "CLIENT_DOUBT_MS",
             "CLIENT_DOUBT_AGAIN_MS",
             "CLIENT_WATCH_SILENCE_MS",

@@ -35,7 +35,7 @@ impl Client {
         if self.nodes.better_than(node) {
             return true;
         }
-        if self.nodes.may_ask(Instant::now()) {
+        if self.nodes.may_ask(Instant::now(), LOOK_AGAIN) {
             let (client, doubted) = (self.clone(), node.addr.clone());
             tokio::spawn(async move {
                 if let Some(leader) = client.second_opinion(&doubted).await {
@@ -58,6 +58,7 @@ impl Client {
     }
 
     async fn leader_by(&self, addr: String) -> Option<(u64, String)> {
+        // The answer is waited for, and so is the connection.
         let status = timeout(DOUBT, self.status_of(&addr, DOUBT)).await.ok()?.ok()?;
         (!status.leader_client_addr.is_empty()).then_some((status.term, status.leader_client_addr))
     }

@@ -2,8 +2,8 @@
 //! submits many in a pipeline; [`Watch`] tells what happens to packages; [`CallWorker`] works without
 //! a stream.
 //!
-//! All of them find the leader by themselves: from the metadata of answers, from a `Goaway`, or by
-//! trying the other addresses.
+//! All of them find the leader by themselves: from the metadata of answers, from a `Goaway`, by
+//! trying the other addresses, or by asking those about a node that is silent.
 //!
 //! Invariants
 //! - What may have happened is never reported as failed: once one try of a call has an unknown

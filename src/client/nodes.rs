@@ -16,7 +16,6 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::Error;
-use super::doubt::LOOK_AGAIN;
 use crate::env::Env;
 use crate::types::limits;
 
@@ -127,10 +126,10 @@ impl Nodes {
         self.book.lock().leader.as_deref().is_some_and(|leader| leader != &*node.addr)
     }
 
-    /// The others may be asked about a node in doubt, once in a while for all who doubt.
-    pub fn may_ask(&self, now: Instant) -> bool {
+    /// The others may be asked about a node in doubt: once in so long for all who doubt.
+    pub fn may_ask(&self, now: Instant, every: Duration) -> bool {
         let mut asked = self.asked.lock();
-        let may = self.follow_leader && asked.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_AGAIN);
+        let may = self.follow_leader && asked.is_none_or(|at| now.saturating_duration_since(at) >= every);
         if may {
             *asked = Some(now);
         }

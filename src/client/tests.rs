@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::*;
+use crate::proto::v1::cluster_service_server::ClusterServiceServer;
 use crate::proto::v1::package_service_server::{PackageService, PackageServiceServer};
 use crate::proto::v1::work_request::Request as Ask;
 use crate::proto::v1::work_response::Response as Tell;
@@ -30,6 +31,7 @@ use crate::proto::v1::{
     WorkRequest, WorkResponse, verdict, watch_response,
 };
 
+mod doubt;
 mod many;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -53,6 +55,10 @@ struct FakeNode {
     /// What the next watches hear, last first, and where they wanted to begin.
     watches: Arc<Mutex<Vec<WatchScript>>>,
     starts: Arc<Mutex<Vec<u64>>>,
+    /// It takes submits and answers none for as long as this holds.
+    mute: watch::Sender<bool>,
+    /// How often it was asked for its status.
+    asked: Arc<AtomicUsize>,
 }
 
 type WatchScript = Vec<Result<WatchResponse, Status>>;
@@ -186,6 +192,7 @@ impl PackageService for FakeNode {
     type WatchStream = tokio_stream::Iter<std::vec::IntoIter<Result<WatchResponse, Status>>>;
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
+        self.speaks().await;
         let results = self.take(request.into_inner().packages)?;
         Ok(Response::new(SubmitResponse { results, revision: 1 }))
     }
@@ -198,6 +205,7 @@ impl PackageService for FakeNode {
         let (node, mut requests) = (self.clone(), request.into_inner());
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
+                node.speaks().await;
                 let answer = node.take(request.packages);
                 let broken = answer.is_err();
                 let answer = answer.map(|results| SubmitStreamResponse { seq: request.seq, results, revision: 1 });
@@ -255,6 +263,10 @@ impl PackageService for FakeNode {
 }
 
 impl FakeNode {
+    async fn speaks(&self) {
+        self.mute.subscribe().wait_for(|mute| !mute).await.expect("the node holds the sender");
+    }
+
     /// Takes packages unless the test queued a refusal. An unknown outcome takes them all the same.
     fn take(&self, packages: Vec<NewPackage>) -> Result<Vec<SubmitResult>, Status> {
         self.submits.fetch_add(1, Ordering::Relaxed);
@@ -296,10 +308,13 @@ impl Fake {
             leader: Default::default(),
             watches: Default::default(),
             starts: Default::default(),
+            mute: Default::default(),
+            asked: Default::default(),
         };
         let router = Server::builder()
             .add_service(WorkerServiceServer::new(node.clone()))
-            .add_service(PackageServiceServer::new(node.clone()));
+            .add_service(PackageServiceServer::new(node.clone()))
+            .add_service(ClusterServiceServer::new(node.clone()));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         Self { node, streams, addr }
     }

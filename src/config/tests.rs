@@ -90,6 +90,14 @@ fn all_problems_are_told_at_once() {
 }
 
 #[test]
+fn a_follower_misses_four_heartbeats_before_it_stands() {
+    let raft = |max| format!("[raft]\nheartbeat = '200ms'\nelection_min = '300ms'\nelection_max = '{max}'");
+    assert!(read(&raft("500ms"), &[], vec![]).is_ok());
+    let found = problems(&raft("400ms"));
+    assert!(found.len() == 1 && found[0].starts_with("raft.election_max: "), "{found:?}");
+}
+
+#[test]
 fn listening_beyond_loopback_needs_insecure() {
     let open = "[listen]\nclient = '10.1.2.3:7411'\n";
     assert!(problems(open)[0].contains("--insecure"));

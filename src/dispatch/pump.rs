@@ -21,7 +21,8 @@ use crate::machine::{Effect, Outcome, Reject};
 use crate::raft::handle::{EffectBatch, Feed, Lane, ProposeError, Responder, Sink, Standing};
 use crate::types::{Epoch, limits};
 
-/// Streams are looked after this often, and this often it is looked whether there are any.
+/// Streams are looked after this often; without any, it is seldom looked whether there are some. The
+/// first look after such a pause excuses their silence, as after a sleep.
 const LOOK: Duration = Duration::from_millis(limits::LIVENESS_EVERY_MS);
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,6 @@
 //! The openraft adapter: one Raft group whose state machine is [`crate::machine`].
 //!
-//! The ways through: a command goes `handle` → `proposer` (group commit) → Raft → `log_store` and
+//! The ways through: a command goes `handle` → `proposer` (group commit, at a `pace`) → Raft → `log_store` and
 //! `network` → `machine_adapter` → back through the proposer. Beside it stand `leadership` (barrier,
 //! `LeaderStarted`), `ticker` and `clock` (time through the log), `failover`, `bootstrap`,
 //! `membership` and `reconfig` (who takes part), `maintenance` (snapshots, purge, alarms), `reads` (read

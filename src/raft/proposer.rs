@@ -156,7 +156,9 @@ impl Queue {
                 self.large = true;
             } else {
                 let submitted = fill(&mut self.submit, &mut group, &mut room);
-                self.pace.submitted(if busy { submitted } else { 0 });
+                if busy {
+                    self.pace.submitted(submitted);
+                }
             }
         }
         self.bytes -= group.iter().map(|waiting| waiting.framed.len()).sum::<usize>();

@@ -88,12 +88,17 @@ impl RealFile {
             match file.write_all_at(bytes, offset) {
                 Ok(()) => offset += bytes.len() as u64,
                 // A file system may open files so, and then refuse to write.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput && offset == 0 => return Ok(false),
+                Err(error) if offset == 0 && refuses(&error) => return Ok(false),
                 Err(error) => return Err(at("write", &self.path)(error)),
             }
         }
         Ok(true)
     }
+}
+
+/// A file system that writes through its cache only.
+fn refuses(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
 
 fn options() -> OpenOptions {
@@ -206,6 +211,27 @@ mod tests {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o750)).expect("changed");
         let refused = RealDisk.create_dir(&dir).expect_err("refused");
         assert!(refused.to_string().contains("chmod 700"), "{refused}");
+    }
+
+    #[test]
+    fn a_new_segment_is_all_zeros_whichever_way_it_is_filled() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let path = home.path().join("segment");
+        // Whole pages go past the cache where that is possible, others never do.
+        for len in
+            [0, 10, DIRECT_BYTES, 3 * ZERO_PIECE_BYTES, 3 * ZERO_PIECE_BYTES + DIRECT_BYTES, 2 * ZERO_PIECE_BYTES + 1]
+        {
+            fs::write(&path, vec![7; 100]).expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("changed");
+            let file = RealDisk.create_zeroed(&path, len as u64).expect("created");
+            assert_eq!(file.size().expect("there"), len as u64);
+            assert!(fs::read(&path).expect("read").iter().all(|byte| *byte == 0), "{len}");
+            file.write_at(b"after", 0).expect("written");
+            assert_eq!(fs::read(&path).expect("read").get(..5).unwrap_or_default(), b"after");
+        }
+        let file = RealFile::open_raw(&path, &options()).expect("open");
+        file.fill(2 * DIRECT_BYTES as u64).expect("filled");
+        assert!(fs::read(&path).expect("read")[..2 * DIRECT_BYTES].iter().all(|byte| *byte == 0));
     }
 
     #[test]
