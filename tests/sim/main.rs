@@ -2,6 +2,7 @@
 //!
 //! A failure prints its seed; `WHARF_SEED=… cargo test --release --test sim` runs it again.
 
+mod elsewhere;
 mod entropy;
 mod node;
 mod raft;

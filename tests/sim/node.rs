@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -27,6 +26,7 @@ use wharf::testkit::history::{Event, History, Recorder};
 use wharf::testkit::wait;
 use wharf::testkit::workload::{Producer, WorkerSpec, read_all};
 
+use crate::elsewhere;
 use crate::world::{self, mix};
 
 const NODES: u64 = 3;
@@ -271,35 +271,15 @@ fn leader_crashes(seed: u64) -> Left {
     world.finish()
 }
 
-/// Names the file in which a process that is one run of the test below leaves what it saw.
-const LEAVE_VARIABLE: &str = "WHARF_SIM_LEAVE";
 const TEST: &str = "node::a_leader_crashes_under_load_and_the_same_seed_gives_the_same_bytes";
-
-/// Runs it in a process of its own; see `entropy`.
-fn leader_crashes_elsewhere(seed: u64, dir: &Path, name: &str) -> (Child, PathBuf) {
-    let left = dir.join(name);
-    let program = std::env::current_exe().expect("this program");
-    let mut command = Command::new(program);
-    command.args([TEST, "--exact", "--nocapture"]).env(LEAVE_VARIABLE, &left).env("WHARF_SEED", seed.to_string());
-    (command.spawn().expect("a process"), left)
-}
-
-fn left_by((mut process, left): (Child, PathBuf)) -> Left {
-    assert!(process.wait().expect("a process that ends").success(), "a run failed, see above");
-    serde_json::from_slice(&std::fs::read(left).expect("what a run left")).expect("what a run wrote")
-}
 
 #[test]
 fn a_leader_crashes_under_load_and_the_same_seed_gives_the_same_bytes() {
     let seed = seed();
-    if let Some(path) = std::env::var_os(LEAVE_VARIABLE) {
-        let left = serde_json::to_vec(&leader_crashes(seed)).expect("names are strings");
-        return std::fs::write(path, left).expect("room for what was left");
+    if elsewhere::is_here(|| leader_crashes(seed)) {
+        return;
     }
-    let dir = tempfile::tempdir().expect("a directory for what the runs leave");
-    let runs = [(seed, "first"), (seed, "second"), (seed + 1, "other")];
-    let runs = runs.map(|(seed, name)| leader_crashes_elsewhere(seed, dir.path(), name));
-    let [first, second, other] = runs.map(left_by);
+    let [first, second, other]: [Left; 3] = elsewhere::run_all(TEST, [seed, seed, seed + 1]);
     let differs = first.history.lines().zip(second.history.lines()).find(|(a, b)| a != b);
     assert_eq!(differs, None, "{}: the runs part here", again(seed));
     assert_eq!(first.states, second.states, "{}", again(seed));
