@@ -233,5 +233,6 @@ async fn a_node_that_stops_sends_its_watchers_away() {
     node.stop.cancel();
     let (_, status) = watcher.refused().await;
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    assert_eq!(node.raft.changes().readers(), 0);
+    // The status goes out before the task that sent it is dropped.
+    eventually("its place is given up", async || node.raft.changes().readers() == 0).await;
 }
