@@ -181,7 +181,11 @@ async fn a_change_that_reached_no_quorum_is_undone() {
         cluster.kill(*node).await;
     }
     half_a_change(&leader, &[old], Duration::from_millis(200)).await;
-    assert!(leader.status().change_under_way, "it is in the leader's log");
+    eventually("it is in the leader's log", || match leader.status() {
+        status if status.change_under_way => Ok(()),
+        status => Err(status),
+    })
+    .await;
     cluster.kill(old).await;
     for node in &others {
         cluster.start(*node).await;
