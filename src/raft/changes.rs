@@ -210,7 +210,7 @@ impl Ring {
         if next < self.oldest {
             return Err(Compacted { oldest: Revision(self.oldest) });
         }
-        let first = self.kept.partition_point(|kept| kept.last() < next);
+        let first = self.place(next);
         let mut taken = Taken { chunks: Vec::new(), from: next, upto: self.latest };
         let mut count = 0;
         for kept in self.kept.range(first..) {
@@ -224,6 +224,26 @@ impl Ring {
         // A reader from the future has nothing to read, and stays where it is.
         taken.upto = taken.upto.max(next - 1);
         Ok(taken)
+    }
+
+    /// The first of what is kept that reaches `next`. Sought from the end, where most readers are.
+    fn place(&self, next: u64) -> usize {
+        let len = self.kept.len();
+        let ends_before = |place: usize| self.kept[place].last() < next;
+        let mut step = 1;
+        while step < len && !ends_before(len - step) {
+            step *= 2;
+        }
+        let (mut low, mut high) = (len.saturating_sub(step), len - step / 2);
+        while low < high {
+            let middle = low.midpoint(high);
+            if ends_before(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
     }
 
     /// Less than half of what is kept lies after this revision.

@@ -1,7 +1,7 @@
 //! The openraft adapter: one Raft group whose state machine is [`crate::machine`].
 //!
 //! The ways through: a command goes `handle` → `proposer` (group commit, at a `pace`) → Raft → `log_store` and
-//! `network` → `machine_adapter` → back through the proposer. Beside it stand `leadership` (barrier,
+//! `network` (less needless `notices`) → `machine_adapter` → back through the proposer. Beside it stand `leadership` (barrier,
 //! `LeaderStarted`), `ticker` and `clock` (time through the log), `failover`, `bootstrap`,
 //! `membership` and `reconfig` (who takes part), `maintenance` (snapshots, purge, alarms), `reads` (read
 //! index), `changes` (what happened to packages, for readers) and `peers` (who is who).
@@ -29,6 +29,7 @@ pub mod membership;
 #[cfg(test)]
 mod membership_tests;
 mod network;
+mod notices;
 mod pace;
 pub mod peer_server;
 mod peers;

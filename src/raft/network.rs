@@ -27,6 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::convert::{self, Malformed};
+use super::notices;
 use super::peers::Peers;
 use super::snapshots::{self, Blocking, Snapshot};
 use super::types::{Member, TypeConfig};
@@ -247,7 +248,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
             let counter = Arc::clone(&sent);
             // The stream is one call: its first message carries the envelope for all.
             let mut envelope = Some(self.envelope());
-            let requests = input.map(move |request| {
+            let requests = notices::without_needless(input).map(move |request| {
                 counter.fetch_add(1, Ordering::Relaxed);
                 convert::append_to_proto(envelope.take(), &request)
             });

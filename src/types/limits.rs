@@ -286,6 +286,9 @@ pub const PEER_KEEPALIVE_MS: u64 = 1_000;
 pub const PEER_KEEPALIVE_TIMEOUT_MS: u64 = 3_000;
 /// An append that waits for its answer longer than this ends the stream.
 pub const PEER_ANSWER_MS: u64 = 5_000;
+/// While entries follow each other by less than this, a follower hears of a commit with the next ones; no later
+/// than this.
+pub const PEER_NOTICE_MS: u64 = 3;
 /// HTTP/2 between nodes.
 pub const PEER_STREAM_WINDOW_BYTES: u32 = 8 << 20;
 pub const PEER_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
