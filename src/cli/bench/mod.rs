@@ -47,8 +47,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What a queue takes unless its settings say otherwise.
 const DEFAULT_MAX_PAYLOAD: u64 = 1 << 20;
 const DEFAULT_COUNT: u64 = 200_000;
+/// More than any cluster does: what a run that ends by the clock has cells for, a second.
+const MOST_A_SECOND: f64 = 1e6;
+/// What the queue is called in which packages wait all the time.
+const WAITING: &str = "waiting";
 /// The most packages that one run holds in mind.
 const MAX_COUNT: u64 = 100_000_000;
+const MAX_QUEUES: u64 = 1_000;
+const MAX_CONSUMERS: u64 = 1_000;
 /// A run in which the leader is lost, unless told otherwise: its rate and length, and when at the latest.
 const KILL_RATE: u64 = 1_000;
 const KILL_FOR: Duration = Duration::from_secs(14);
@@ -66,7 +72,9 @@ All on one machine shares its processors: compare runs, on one machine, with not
 Examples:
   wharf bench                                    publish and consume at the same time
   wharf bench --backlog --count 300000           publish all, then consume; memory and disk in between
+  wharf bench --duration 60s                     as fast as it goes, for a minute
   wharf bench --rate 1000 --duration 30s         latency at a steady rate, counted from when each was due
+  wharf bench --waiting 1000000                  what it costs that a million packages wait elsewhere
   wharf bench --kill-leader                      the longest pause when the leader dies
   wharf bench --unary 64                         one package a call, 64 callers at once
   wharf bench --addr host:7411 --json | jq .cycle_per_s")]
@@ -78,13 +86,13 @@ pub struct Bench {
     #[arg(long, default_value = "256", value_name = "SIZE", value_parser = payload)]
     payload: u64,
     /// How many queues the packages are spread over.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_QUEUES))]
     queues: u64,
     /// How many producers, each with a connection of its own.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
     producers: u64,
     /// How many consumers, each with a connection of its own.
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CONSUMERS))]
     consumers: u64,
     /// Unconfirmed packages that each producer may have.
     #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=65_536))]
@@ -95,9 +103,12 @@ pub struct Bench {
     /// Packages a second of all producers together, kept up whatever the cluster does.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     rate: Option<u64>,
-    /// How long to keep up --rate, instead of --count.
+    /// How long to publish, instead of --count: at --rate, or as fast as it goes.
     #[arg(long, value_name = "DURATION", value_parser = args::duration, conflicts_with = "count")]
     duration: Option<Duration>,
+    /// Packages that wait in a queue of their own all the time, and are published first.
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX_COUNT))]
+    waiting: u64,
     /// Publish everything, then consume it.
     #[arg(long, conflicts_with_all = ["publish_only", "unary", "kill_leader"])]
     backlog: bool,
@@ -146,12 +157,14 @@ impl Bench {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut stage = self.stage(target, named).await?;
         let queues = queue_names(&plan);
+        let waiting = format!("bench-{}-{WAITING}", std::process::id());
         let played = tokio::select! {
-            played = self.play(&plan, &queues, &mut stage) => played,
+            played = self.play(&plan, &queues, &waiting, &mut stage) => played,
             _ = interrupt.recv() => Err(Failure::new(Exit::Failed, "interrupted").into()),
             _ = terminate.recv() => Err(Failure::new(Exit::Failed, "interrupted").into()),
         };
-        let outcome = match stage.close(&queues, played.is_err()).await {
+        let all_queues: Vec<String> = queues.into_iter().chain([waiting]).collect();
+        let outcome = match stage.close(&all_queues, played.is_err()).await {
             Ok(()) => played,
             // What went wrong with the cluster is the cause of whatever failed.
             Err(cause) => played.and_then(|_| Err(cause)),
@@ -167,15 +180,23 @@ impl Bench {
         if self.kill_leader && self.nodes < 3 {
             return usage("with fewer than three nodes nothing goes on once the leader is lost: leave out --nodes");
         }
+        if self.queues > self.consumers * limits::MAX_LANES_A_CLASS as u64 {
+            return usage("a consumer takes from at most 64 queues: give more --consumers");
+        }
         let rate = self.rate.or(self.kill_leader.then_some(KILL_RATE));
-        let count = match (self.count, rate, self.duration.or(self.kill_leader.then_some(KILL_FOR))) {
-            (Some(count), ..) => count,
-            (None, Some(rate), Some(length)) => (rate as f64 * length.as_secs_f64()).round() as u64,
-            (None, None, Some(_)) => return usage("--duration is how long to keep up --rate: give that, too"),
-            (None, _, None) => DEFAULT_COUNT,
+        let length = self.duration.or(self.kill_leader.then_some(KILL_FOR));
+        let until = length.filter(|_| rate.is_none());
+        let count = match (self.count, length) {
+            (Some(count), _) => count,
+            (None, Some(length)) => {
+                (rate.map_or(MOST_A_SECOND, |rate| rate as f64) * length.as_secs_f64()).round() as u64
+            }
+            (None, None) => DEFAULT_COUNT,
         };
         if !(1..=MAX_COUNT).contains(&count) {
-            return usage("that rate and duration make no package, or more than 100 million");
+            return usage(
+                "that makes no package, or may make more than 100 million: name another --duration or --rate",
+            );
         }
         let mode = match self.unary {
             Some(callers) => Mode::Unary { callers },
@@ -184,8 +205,21 @@ impl Bench {
             None => Mode::Cycle,
         };
         let (payload_bytes, window) = (usize::try_from(self.payload)?, usize::try_from(self.window)?);
-        let &Self { queues, producers, consumers, prefetch, single, .. } = self;
-        Ok(Plan { mode, count, payload_bytes, queues, producers, consumers, window, prefetch, rate, single })
+        let &Self { queues, producers, consumers, prefetch, single, waiting, .. } = self;
+        Ok(Plan {
+            mode,
+            count,
+            payload_bytes,
+            queues,
+            producers,
+            consumers,
+            window,
+            prefetch,
+            rate,
+            until,
+            waiting,
+            single,
+        })
     }
 
     async fn stage(&self, target: &Target, named: bool) -> anyhow::Result<Stage> {
@@ -198,9 +232,16 @@ impl Bench {
         Ok(Stage::Own(Box::new(Cluster::start(options).await?)))
     }
 
-    async fn play(&self, plan: &Arc<Plan>, queues: &[String], stage: &mut Stage) -> anyhow::Result<Report> {
+    async fn play(
+        &self,
+        plan: &Arc<Plan>,
+        queues: &[String],
+        waiting: &str,
+        stage: &mut Stage,
+    ) -> anyhow::Result<Report> {
         let consumes = matches!(plan.mode, Mode::Cycle | Mode::Backlog);
-        let say = output::Narrator::new(plan.count, "packages confirmed");
+        let (steps, step) = plan.steps();
+        let say = output::Narrator::new(steps, step);
         if let Stage::Own(cluster) = stage {
             say.tell(format_args!("{} nodes start in {}", self.nodes, cluster.dir().display()));
             cluster.ready(READY_WITHIN).await?;
@@ -209,13 +250,21 @@ impl Bench {
         let leader = stage.leader().await?;
         let client = stage.client()?;
         prepare(&client, queues, plan).await.context("cannot prepare the bench's queues")?;
-        say.tell(format_args!("node {leader} leads; {} packages follow", plan.count));
+        if plan.waiting > 0 {
+            say.tell(format_args!("node {leader} leads; first {} packages that wait all the time", plan.waiting));
+            publish_waiting(plan, waiting, &client, stage.addrs(), &say).await?;
+            say.phase(steps, step);
+        }
+        match plan.until {
+            Some(until) => say.tell(format_args!("node {leader} leads; packages follow for {until:?}")),
+            None => say.tell(format_args!("node {leader} leads; {} packages follow", plan.count)),
+        }
 
         let before = stage.used()?;
         let tally = Arc::new(Tally::new(plan.count, self.kill_leader));
         let scene =
             Scene { plan: plan.clone(), tally: tally.clone(), addrs: stage.addrs().into(), queues: queues.into() };
-        let watch = Watch { tally: &tally, say: &say };
+        let watch = Watch { plan, tally: &tally, say: &say };
         let mut consumers = if plan.mode == Mode::Cycle { scene.consume()? } else { Crew::new() };
         let mut producers = scene.produce()?;
         let fall = self.lose_leader(plan, &tally, stage, &say);
@@ -225,7 +274,7 @@ impl Bench {
         if plan.mode == Mode::Backlog {
             say.tell(format_args!("{} packages wait; now they are consumed", tally.confirmed_count()));
             (memory, disk) = (stage.memory_bytes(), stage.disk_bytes());
-            say.phase(plan.count, "packages completed");
+            say.phase(tally.confirmed_count(), "packages completed");
             drain_us = tally.now_us();
             consumers = scene.consume()?;
         }
@@ -243,7 +292,8 @@ impl Bench {
         if !same_leader && !self.kill_leader {
             output::note("leadership moved during the run: processor time is not told, and latencies include the move");
         }
-        let cpu = stage.used()?.since(&before, same_leader.then_some(leader), plan.count);
+        let count = plan.until.map_or(plan.count, |_| tally.confirmed_count());
+        let cpu = stage.used()?.since(&before, same_leader.then_some(leader), count);
         if memory.is_none() {
             (memory, disk) = (stage.memory_bytes(), stage.disk_bytes());
         }
@@ -256,11 +306,12 @@ impl Bench {
         };
         let missing = |count: u64| (count < plan.count).then(|| tally.now_us());
         Ok(Report {
-            count: plan.count,
+            count,
             payload: self.payload,
             queues: plan.queues,
             rate: plan.rate,
             backlog: self.backlog,
+            waiting: plan.waiting,
             publish_per_s: per_s(tally.confirmed_count(), tally.last_confirm_us().saturating_sub(lead_us)),
             cycle_per_s: settled(Mode::Cycle, lead_us),
             drain_per_s: settled(Mode::Backlog, drain_us),
@@ -321,6 +372,7 @@ impl Bench {
 
 /// Looks after a run while it lasts.
 struct Watch<'a> {
+    plan: &'a Plan,
     tally: &'a Tally,
     say: &'a output::Narrator,
 }
@@ -345,7 +397,11 @@ impl Watch<'_> {
         loop {
             sleep(LOOK_EVERY).await;
             let (confirmed, settled) = (self.tally.confirmed_count(), self.tally.settled_count());
-            bar.set_position(if settled > 0 { settled } else { confirmed });
+            bar.set_position(match (settled, self.plan.mode) {
+                (1.., Mode::Backlog) => settled,
+                (1.., _) => self.plan.step(settled, self.tally.now_us()),
+                (0, _) => self.plan.step(confirmed, self.tally.now_us()),
+            });
             if confirmed + settled != last {
                 (last, since, told) = (confirmed + settled, Instant::now(), false);
             }
@@ -372,6 +428,23 @@ impl Watch<'_> {
 fn queue_names(plan: &Plan) -> Vec<String> {
     let run = std::process::id();
     (0..plan.queues).map(|queue| format!("bench-{run}-{queue}")).collect()
+}
+
+/// Publishes what waits while the rest is measured.
+async fn publish_waiting(
+    plan: &Plan,
+    queue: &str,
+    client: &Client,
+    addrs: String,
+    say: &output::Narrator,
+) -> anyhow::Result<()> {
+    let (plan, queues) = (Arc::new(plan.of_waiting()), vec![queue.to_owned()]);
+    prepare(client, &queues, &plan).await.context("cannot prepare the queue of those that wait")?;
+    say.phase(plan.count, "waiting packages confirmed");
+    let tally = Arc::new(Tally::new(plan.count, false));
+    let scene = Scene { plan: plan.clone(), tally: tally.clone(), addrs: addrs.into(), queues: queues.into() };
+    let mut producers = scene.produce()?;
+    Watch { plan: &plan, tally: &tally, say }.guard(all(&mut producers)).await
 }
 
 async fn prepare(client: &Client, queues: &[String], plan: &Plan) -> anyhow::Result<()> {

@@ -40,6 +40,10 @@ pub struct Plan {
     pub prefetch: u32,
     /// Packages a second of all producers together. None: as fast as the window lets them.
     pub rate: Option<u64>,
+    /// None: `count` packages. Else nothing is published any more after this, and `count` is only a bound.
+    pub until: Option<Duration>,
+    /// Packages that wait elsewhere all the time.
+    pub waiting: u64,
     /// One package a message.
     pub single: bool,
 }
@@ -49,6 +53,35 @@ impl Plan {
     pub fn due_us(&self, number: u64) -> Option<u64> {
         let us = u128::from(number) * 1_000_000 / u128::from(self.rate?.max(1));
         Some(LEAD_US.saturating_add(u64::try_from(us).unwrap_or(u64::MAX)))
+    }
+
+    /// It is time to publish no more.
+    pub fn is_over(&self, now_us: u64) -> bool {
+        self.until.is_some_and(|until| u128::from(now_us) >= until.as_micros())
+    }
+
+    /// How far a run is that did so much in that time, in steps of [`Self::steps`].
+    pub fn step(&self, packages: u64, now_us: u64) -> u64 {
+        self.until.map_or(packages, |until| (now_us / 1000).min(until.as_millis() as u64))
+    }
+
+    /// The steps of a run, and what each is.
+    pub fn steps(&self) -> (u64, &'static str) {
+        self.until
+            .map_or((self.count, "packages confirmed"), |until| (until.as_millis() as u64, "milliseconds of load"))
+    }
+
+    /// The plan by which packages are published that wait all the time.
+    pub fn of_waiting(&self) -> Self {
+        Self {
+            mode: Mode::Publish,
+            count: self.waiting,
+            queues: 1,
+            rate: None,
+            until: None,
+            single: false,
+            ..self.clone()
+        }
     }
 
     /// The numbers of the packages that one of `parts` producers sends.
@@ -125,6 +158,8 @@ mod tests {
             window,
             prefetch,
             rate: None,
+            until: None,
+            waiting: 0,
             single: false,
         }
     }
@@ -142,6 +177,16 @@ mod tests {
             [0, 333_333, 666_666, 1_000_000].map(|us| LEAD_US + us)
         );
         assert_eq!(Plan { rate: None, ..odd }.due_us(7), None);
+    }
+
+    #[test]
+    fn a_run_of_a_given_length_ends_by_the_clock() {
+        let plan = Plan { until: Some(Duration::from_secs(2)), ..plan(1000, 4, 1, 4) };
+        assert_eq!([0, 1_999_999, 2_000_000].map(|us| plan.is_over(us)), [false, false, true]);
+        assert_eq!(plan.steps().0, 2000);
+        assert_eq!([0, 1_500_000, 9_000_000].map(|us| plan.step(77, us)), [0, 1500, 2000]);
+        let counted = Plan { until: None, ..plan };
+        assert_eq!((counted.steps().0, counted.step(77, 1_500_000), counted.is_over(u64::MAX)), (1000, 77, false));
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub struct Report {
     /// None: as fast as the window lets.
     pub rate: Option<u64>,
     pub backlog: bool,
+    /// In a queue of their own, all the time.
+    #[serde(skip_serializing_if = "none")]
+    pub waiting: u64,
     pub publish_per_s: Option<f64>,
     pub cycle_per_s: Option<f64>,
     pub drain_per_s: Option<f64>,
@@ -31,6 +34,10 @@ pub struct Report {
     /// What was sent again: why, how many packages, and the last error.
     #[serde(skip)]
     pub retries: Vec<(String, u64, Error)>,
+}
+
+fn none(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -84,6 +91,10 @@ impl Report {
         let latency = |latency: Option<Latency>| latency.map(|latency| latency.text()).unwrap_or_default();
         vec![
             ("packages", format!("{} of {} bytes in {queues}, {pace}", self.count, self.payload)),
+            (
+                "waiting",
+                if self.waiting == 0 { String::new() } else { format!("{} in a queue of their own", self.waiting) },
+            ),
             ("published", rate(self.publish_per_s, ", each confirmed")),
             ("cycle", rate(self.cycle_per_s, ", each confirmed, delivered and completed")),
             ("drained", rate(self.drain_per_s, ", each delivered and completed")),
@@ -146,6 +157,7 @@ mod tests {
             payload: 256,
             queues: 1,
             rate: Some(1000),
+            waiting: 0,
             backlog: false,
             publish_per_s: Some(999.8),
             cycle_per_s: Some(998.0),

@@ -80,7 +80,7 @@ impl Scene {
             let due_us = plan.due_us(number);
             pace.until(due_us).await?;
             let room = submitter.reserve().await?;
-            if tally.has_failed() {
+            if tally.has_failed() || plan.is_over(tally.now_us()) {
                 break;
             }
             let stamp = Stamp { number, due_us: due_us.unwrap_or_else(|| tally.now_us()) };
@@ -99,7 +99,7 @@ impl Scene {
         for number in plan.share(caller, callers) {
             let due_us = plan.due_us(number);
             pace.until(due_us).await?;
-            if tally.has_failed() {
+            if tally.has_failed() || plan.is_over(tally.now_us()) {
                 break;
             }
             let stamp = Stamp { number, due_us: due_us.unwrap_or_else(|| tally.now_us()) };
