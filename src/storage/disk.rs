@@ -22,8 +22,9 @@ pub trait Disk: Send + Sync + 'static {
     /// A new, empty file; one that is there is emptied.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
 
-    /// A new file of written zeros, already synced, so that later writes change no metadata.
-    fn create_zeroed(&self, path: &Path, len: u64) -> io::Result<Arc<dyn File>>;
+    /// A new file of written zeros, already synced, so that later writes change no metadata. Zeros are written in
+    /// pieces; between two of them `pace` hears how many bytes are written, and may wait.
+    fn create_zeroed(&self, path: &Path, len: u64, pace: &dyn Fn(u64)) -> io::Result<Arc<dyn File>>;
 
     /// A file that is there, to read and write.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;

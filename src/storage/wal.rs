@@ -106,7 +106,7 @@ impl Wal {
                 return Err(Error::NoIdentity { dir: dir.to_path_buf() });
             }
         }
-        let segment = Segment::create(disk, dir, 1, options.first_segment_bytes, incarnation)?;
+        let segment = Segment::create(disk, dir, 1, options.first_segment_bytes, incarnation, &|_| {})?;
         segment.file.write_at(head, 0)?;
         segment.file.sync()?;
         Ok(())

@@ -192,6 +192,8 @@ pub const SNAPSHOT_EVERY_LOG_BYTES: u64 = 256 << 20;
 /// A log segment; the very first one is smaller, so that a new node starts at once.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 pub const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
+/// A rest after each 256 KiB of a segment that is made ahead with time left: about 20 MB/s.
+pub const SEGMENT_PIECE_REST_MS: u64 = 12;
 /// Bytes of appended entries that wait for the flush thread; past that `append` waits.
 pub const LOG_QUEUE_BYTES: usize = 64 << 20;
 /// Bytes in one write of the log; a longer queue takes several.

@@ -10,10 +10,10 @@ use rustix::fs::{FlockOperation, OFlags, flock, statvfs};
 
 use super::{Disk, File, Space};
 
-/// Zeros are written in pieces and synced piece by piece, so that filling a segment ahead never
-/// puts one long writeback in the way of the log's own syncs.
-const ZERO_PIECE_BYTES: usize = 1 << 20;
-const ZERO_SYNC_PIECES: u64 = 4;
+/// Zeros are written in pieces and synced every few, so that filling a segment ahead never puts one long
+/// writeback in the way of the log's own syncs.
+const ZERO_PIECE_BYTES: usize = 256 << 10;
+const ZERO_SYNC_PIECES: u64 = 16;
 
 /// Memory, place and length of what goes past the cache are multiples of this.
 const DIRECT_BYTES: usize = 4096;
@@ -56,7 +56,7 @@ impl RealFile {
     }
 
     /// Writes `len` zeros.
-    fn fill(&self, len: u64) -> io::Result<()> {
+    fn fill(&self, len: u64, pace: &dyn Fn(u64)) -> io::Result<()> {
         let zeros = vec![0; ZERO_PIECE_BYTES.min(len as usize)];
         let (mut offset, mut piece) = (0, 0);
         while offset < len {
@@ -67,13 +67,14 @@ impl RealFile {
             if piece % ZERO_SYNC_PIECES == 0 {
                 self.sync()?;
             }
+            pace(offset);
         }
         Ok(())
     }
 
     /// The same from the disk's side, without a copy of each byte into the system's memory, where
     /// nobody would read it. False: not possible here, and nothing is written.
-    fn fill_past_the_cache(&self, len: u64) -> io::Result<bool> {
+    fn fill_past_the_cache(&self, len: u64, pace: &dyn Fn(u64)) -> io::Result<bool> {
         if len == 0 || !len.is_multiple_of(DIRECT_BYTES as u64) {
             return Ok(false);
         }
@@ -91,6 +92,7 @@ impl RealFile {
                 Err(error) if offset == 0 && refuses(&error) => return Ok(false),
                 Err(error) => return Err(at("write", &self.path)(error)),
             }
+            pace(offset);
         }
         Ok(true)
     }
@@ -126,10 +128,10 @@ impl Disk for RealDisk {
         RealFile::open(path, options().create(true).truncate(true))
     }
 
-    fn create_zeroed(&self, path: &Path, len: u64) -> io::Result<Arc<dyn File>> {
+    fn create_zeroed(&self, path: &Path, len: u64, pace: &dyn Fn(u64)) -> io::Result<Arc<dyn File>> {
         let file = RealFile::open_raw(path, options().create(true).truncate(true))?;
-        if !file.fill_past_the_cache(len)? {
-            file.fill(len)?;
+        if !file.fill_past_the_cache(len, pace)? {
+            file.fill(len, pace)?;
         }
         file.file.sync_all().map_err(at("sync", path))?;
         Ok(Arc::new(file))
@@ -202,7 +204,7 @@ mod tests {
         RealDisk.create_dir(&dir).expect("created");
         assert_eq!(fs::metadata(&dir).expect("there").permissions().mode() & 0o777, 0o700);
         let path = dir.join("file");
-        RealDisk.create_zeroed(&path, 10).expect("created");
+        RealDisk.create_zeroed(&path, 10, &|_| {}).expect("created");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("changed");
@@ -223,14 +225,18 @@ mod tests {
         {
             fs::write(&path, vec![7; 100]).expect("written");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("changed");
-            let file = RealDisk.create_zeroed(&path, len as u64).expect("created");
+            let told = std::cell::RefCell::new(vec![0]);
+            let file =
+                RealDisk.create_zeroed(&path, len as u64, &|done| told.borrow_mut().push(done)).expect("created");
+            assert_eq!(told.borrow().last(), Some(&(len as u64)));
+            assert!(told.borrow().windows(2).all(|pair| pair[1] - pair[0] <= ZERO_PIECE_BYTES as u64));
             assert_eq!(file.size().expect("there"), len as u64);
             assert!(fs::read(&path).expect("read").iter().all(|byte| *byte == 0), "{len}");
             file.write_at(b"after", 0).expect("written");
             assert_eq!(fs::read(&path).expect("read").get(..5).unwrap_or_default(), b"after");
         }
         let file = RealFile::open_raw(&path, &options()).expect("open");
-        file.fill(2 * DIRECT_BYTES as u64).expect("filled");
+        file.fill(2 * DIRECT_BYTES as u64, &|_| {}).expect("filled");
         assert!(fs::read(&path).expect("read")[..2 * DIRECT_BYTES].iter().all(|byte| *byte == 0));
     }
 

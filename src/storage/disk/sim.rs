@@ -297,7 +297,7 @@ impl Disk for SimDisk {
         Ok(self.link(&mut state, path, Vec::new()))
     }
 
-    fn create_zeroed(&self, path: &Path, len: u64) -> io::Result<Arc<dyn File>> {
+    fn create_zeroed(&self, path: &Path, len: u64, _pace: &dyn Fn(u64)) -> io::Result<Arc<dyn File>> {
         let mut state = self.state.lock();
         let half = state.change().err();
         if half.is_none() {

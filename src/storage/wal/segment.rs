@@ -35,11 +35,18 @@ pub fn numbers(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u32>> {
 
 impl Segment {
     /// Makes a segment of zeros, durable with its name. What a failed attempt left is removed, so
-    /// that a full disk is not made fuller.
-    pub fn create(disk: &dyn Disk, dir: &Path, number: u32, capacity: u64, incarnation: u64) -> io::Result<Self> {
+    /// that a full disk is not made fuller. `pace`: see [`Disk::create_zeroed`].
+    pub fn create(
+        disk: &dyn Disk,
+        dir: &Path,
+        number: u32,
+        capacity: u64,
+        incarnation: u64,
+        pace: &dyn Fn(u64),
+    ) -> io::Result<Self> {
         let path = path(dir, number);
         let unfinished = path.with_extension(UNFINISHED);
-        let created = disk.create_zeroed(&unfinished, capacity).and_then(|file| {
+        let created = disk.create_zeroed(&unfinished, capacity, pace).and_then(|file| {
             disk.rename(&unfinished, &path)?;
             disk.sync_dir(dir)?;
             Ok(file)

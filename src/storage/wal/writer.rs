@@ -194,6 +194,7 @@ impl Writer {
             self.active.file.sync()?;
             self.shared.stats.flushed(len, before.elapsed());
             self.offset += len as u64;
+            self.house.reached(self.offset, self.active.capacity);
             self.flush += 1;
             self.encoder.restart(self.active.seed, self.flush, limits::MAX_FLUSH_BYTES);
         }
