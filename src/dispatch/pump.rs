@@ -112,8 +112,6 @@ impl Pump {
         let mut registry = self.shared.registry.lock();
         for effect in batch.effects {
             match effect {
-                // Told by the changes, on every node.
-                Effect::PackageFinished { .. } => {}
                 Effect::QueueEnded { queue } => self.shared.waiters.queue_ended(queue),
                 Effect::SweepFinished { sweep, changed } => self.shared.waiters.sweep_finished(sweep, changed),
                 effect => gone.extend(registry.deliver(effect, batch.revision)),

@@ -136,10 +136,7 @@ impl Registry {
             }
             // The machine gives it nothing more; the end comes with `SessionClosed`.
             Effect::SessionDraining { .. } => {}
-            Effect::QueueEnded { .. }
-            | Effect::PackageFinished { .. }
-            | Effect::SweepFinished { .. }
-            | Effect::Fingerprint => {}
+            Effect::QueueEnded { .. } | Effect::SweepFinished { .. } | Effect::Fingerprint => {}
         }
         None
     }

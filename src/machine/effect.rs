@@ -28,8 +28,6 @@ pub enum Effect {
     EndOfWork { session: SessionId, epoch: Epoch, queue: QueueName },
     /// The queue has ended: answer who waits for it.
     QueueEnded { queue: QueueName },
-    /// The package is finished: answer who waits for it.
-    PackageFinished { queue: QueueName, id: PackageId },
     /// A sweep ended after so many packages.
     SweepFinished { sweep: u64, changed: u64 },
     /// Compute the state hash at this batch's index, off the apply path.

@@ -267,7 +267,7 @@ impl Index {
     /// Enters a package: its id, kind, counts, and its place for the state it is in.
     pub fn add(&mut self, slot: Slot, package: &Package) {
         let line = self.line_mut(package.queue);
-        line.ids.insert(hash_id(&package.body.id().text()), slot);
+        line.ids.insert(hash_id(package.body.id().text()), slot);
         line.roll.insert(package.seq, slot);
         match line.kinds.get_mut(package.body.kind()) {
             Some(kind) => kind.packages += 1,
@@ -286,7 +286,7 @@ impl Index {
     pub fn forget(&mut self, slot: Slot, package: &Package) {
         let bytes = package.bytes();
         let line = self.line_mut(package.queue);
-        line.ids.remove(hash_id(&package.body.id().text()), slot);
+        line.ids.remove(hash_id(package.body.id().text()), slot);
         line.roll.remove(package.seq);
         if let Some(kind) = line.kinds.get_mut(package.body.kind()) {
             kind.packages -= 1;

@@ -9,7 +9,7 @@ use super::index::is_attached;
 use super::life::Blame;
 use super::state::{QueueNo, Session, SessionNo, Settlement, Slot};
 use super::{Machine, Reject, Result};
-use crate::types::{Cause, Epoch, Fence, PackageId, State as Phase, Ticks};
+use crate::types::{Cause, Epoch, Fence, State as Phase, Ticks};
 
 /// What a settlement found.
 pub enum Standing {
@@ -20,8 +20,8 @@ pub enum Standing {
 }
 
 impl Machine {
-    /// Leases a ready package to a session; what goes out is grouped by the caller.
-    pub(super) fn lease(&mut self, slot: Slot, number: SessionNo) -> Delivery {
+    /// Leases a ready package to a session; what goes out is the caller's to tell.
+    pub(super) fn lease(&mut self, slot: Slot, number: SessionNo) {
         let package = self.state.packages.at(slot);
         let queue = package.queue;
         self.index.displace(slot, package);
@@ -41,7 +41,6 @@ impl Machine {
         self.state.sessions.at_mut(number).served = grants;
         self.refresh(number);
         self.tell(slot, Some(Phase::Ready), number, None);
-        self.delivery(slot)
     }
 
     /// A leased package as its holder gets it.
@@ -179,7 +178,7 @@ impl Machine {
         let fence = Fence(fence);
         if let Some(slot) = self.lease_of(holder, fence) {
             let package = self.state.packages.at(slot);
-            if package.queue == number && *package.body.id() == PackageId::from(id) {
+            if package.queue == number && package.body.id().is(id) {
                 return Ok(Standing::Current(slot));
             }
         }

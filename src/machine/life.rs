@@ -9,7 +9,7 @@ use super::state::{NONE, Package, QueueNo, Settlement, Slot, Tombstone};
 use super::tables::ids::{hash_id, wide_hash_id};
 use super::view::{BodyOptions, FailureView, PackageBody, Profile};
 use super::{Machine, command};
-use crate::types::{Cause, Epoch, Fence, PackageId, QueueName, State as Phase, Ticks, Wall, limits};
+use crate::types::{Cause, Epoch, Fence, QueueName, State as Phase, Ticks, Wall, limits};
 
 /// What a failed lease tells.
 pub struct Blame<'a> {
@@ -152,8 +152,6 @@ impl Machine {
                 drop_payload(package);
             }
         });
-        let package = self.state.packages.at(slot);
-        let (name, id) = (package.body.queue().clone(), package.body.id().clone());
         let counts = self.state.queues.at_mut(queue);
         match phase {
             Phase::Completed => counts.completed += 1,
@@ -161,7 +159,6 @@ impl Machine {
             Phase::Expired => counts.expired += 1,
             _ => {}
         }
-        self.now.effects.push(Effect::PackageFinished { queue: name, id });
     }
 
     /// An attempt: rest and come back, or dead.
@@ -185,7 +182,7 @@ impl Machine {
             self.die(slot, end);
             return;
         }
-        let noise = hash_id(&package.body.id().text()).rotate_left(package.attempts % 64) ^ u64::from(package.attempts);
+        let noise = hash_id(package.body.id().text()).rotate_left(package.attempts % 64) ^ u64::from(package.attempts);
         let rest = blame.retry_delay_ms.unwrap_or_else(|| settings.backoff_ms(package.attempts, noise));
         if rest == 0 {
             self.make_ready(slot, end);
@@ -252,7 +249,7 @@ impl Machine {
         self.now.changes += 1;
         if mourned {
             let queue = self.state.queues.at_mut(number);
-            let id_hash = wide_hash_id(&package.body.id().text());
+            let id_hash = wide_hash_id(package.body.id().text());
             let position = queue.tombstones.push(Tombstone {
                 id_hash,
                 content_hash: package.content_hash,
@@ -329,8 +326,7 @@ impl Machine {
     /// The package with this id.
     pub(super) fn find(&self, queue: QueueNo, id: &str) -> Option<Slot> {
         let packages = &self.state.packages;
-        let wanted = PackageId::from(id);
-        self.index.line(queue).ids.find(hash_id(id), |slot| *packages.at(slot).body.id() == wanted)
+        self.index.line(queue).ids.find(hash_id(id), |slot| packages.at(slot).body.id().is(id))
     }
 
     /// What is left of a package with this id.

@@ -33,8 +33,11 @@ impl Machine {
             let Some(queue) = turn.copied() else { break };
             match self.choose(queue) {
                 Some((choice, session)) => {
-                    let delivery = self.lease(choice.head.slot, session);
-                    deliveries.entry(session).or_default().push(delivery);
+                    let slot = choice.head.slot;
+                    self.lease(slot, session);
+                    if self.delivers {
+                        deliveries.entry(session).or_default().push(self.delivery(slot));
+                    }
                     self.state.cursor = queue + 1;
                     budget -= 1;
                 }

@@ -88,6 +88,8 @@ pub struct Machine {
     now: Now,
     /// The highest machine version that this program applies. No part of the state.
     knows: u32,
+    /// Somebody will deliver what is granted. No part of the state.
+    delivers: bool,
 }
 
 /// What the batch under way gathers. Empty between batches.
@@ -102,6 +104,15 @@ struct Now {
 }
 
 type Result<T> = std::result::Result<T, Reject>;
+
+/// About how many changes a command makes, with those of what is leased for it.
+fn expected(op: &Op) -> usize {
+    match op {
+        Op::Submit(op) => op.packages.len(),
+        Op::Complete(op) => 2 * op.completions.len(),
+        _ => 0,
+    }
+}
 
 /// How many packages a command submitted or settled.
 fn packages(outcome: &Outcome) -> usize {
@@ -125,7 +136,7 @@ impl Machine {
     }
 
     fn of(state: State) -> Self {
-        Self { index: Index::rebuild(&state), state, now: Now::default(), knows: version::CURRENT }
+        Self { index: Index::rebuild(&state), state, now: Now::default(), knows: version::CURRENT, delivers: true }
     }
 
     /// The same for a program that applies versions up to `knows`.
@@ -133,10 +144,18 @@ impl Machine {
         Self { knows, ..self }
     }
 
+    /// Without `Deliver` effects, for a node that would throw them away; or with them again.
+    pub fn deliver(&mut self, delivers: bool) {
+        self.delivers = delivers;
+    }
+
     /// Applies one log entry. Total: refusals are outcomes; an error halts the node.
     pub fn apply(&mut self, meta: Meta, batch: &Batch) -> std::result::Result<Applied, Broken> {
         version::check(batch, self.knows)?;
         self.stamp(meta, batch);
+
+        // Room at once: growing would copy what is there again and again.
+        self.now.told.reserve(batch.commands.iter().filter_map(|command| command.op.as_ref()).map(expected).sum());
 
         // Whatever a worker or client said by now beats the passing of time.
         let mut outcomes: Vec<Option<Outcome>> = Vec::new();

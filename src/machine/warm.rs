@@ -4,7 +4,6 @@
 //! in a loop that depends on nothing, they overlap. Nothing here changes or decides anything.
 
 use std::hint::black_box;
-use std::ops::Deref;
 
 use super::Machine;
 use super::command::{Completion, NewPackage};
@@ -32,7 +31,7 @@ impl Machine {
 
     /// Where these ids stand in the tables of the queue, or would. All hashes come first, so that nothing but the look-ups
     /// lies between two waits.
-    fn warm_ids(&self, queue: QueueNo, ids: impl Iterator<Item = impl Deref<Target = str>>) {
+    fn warm_ids(&self, queue: QueueNo, ids: impl Iterator<Item = impl AsRef<[u8]>>) {
         let line = self.index.line(queue);
         let hashes: Vec<(u64, u64)> = ids.map(|id| (hash_id(&id), wide_hash_id(&id) as u64)).collect();
         for (hash, _) in &hashes {

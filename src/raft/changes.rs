@@ -102,8 +102,10 @@ impl Changes {
     /// Takes the changes of a batch, after which the state is at `revision`. Never waits.
     pub fn append(&self, mut changes: Vec<Change>, revision: Revision) {
         let told = !changes.is_empty();
-        // What is kept long must not keep room that nobody uses.
-        changes.shrink_to_fit();
+        // What is kept long must not keep much room that nobody uses.
+        if changes.capacity() > changes.len() + changes.len() / 4 {
+            changes.shrink_to_fit();
+        }
         let bytes = changes.iter().map(Change::bytes).sum();
         let gone = {
             let mut ring = self.ring.lock();

@@ -91,6 +91,8 @@ impl State {
         let started = Instant::now();
         let (applied, revision) = naming(meta.index, bytes, || {
             let mut machine = self.machine.write();
+            // Only the leader's go anywhere, and its term is known here before its first entry is written.
+            machine.deliver(self.feed_term.load(Ordering::Acquire) != 0);
             let applied = machine.apply(meta, &batch)?;
             Ok((applied, machine.revision()))
         })?;

@@ -37,6 +37,11 @@ impl PackageId {
         }
     }
 
+    /// It is this text. Nothing is parsed for it.
+    pub fn is(&self, text: &str) -> bool {
+        self.text().as_ref() == text.as_bytes()
+    }
+
     /// Bytes of its text.
     pub fn len(&self) -> usize {
         match &self.0 {
@@ -95,6 +100,16 @@ impl Deref for Text<'_> {
     }
 }
 
+/// Without a look at whether it is UTF-8, which it is.
+impl AsRef<[u8]> for Text<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Uuid(text) => text,
+            Self::Kept(text) => text.as_bytes(),
+        }
+    }
+}
+
 /// As their texts do.
 impl Ord for PackageId {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
@@ -137,6 +152,7 @@ mod tests {
             assert_eq!(format!("{id:?}"), format!("{text:?}"));
             for other in &all {
                 assert_eq!(id == PackageId::from(*other), text == other, "{text} {other}");
+                assert_eq!(id.is(other), text == other, "{text} {other}");
                 assert_eq!(id.cmp(&PackageId::from(*other)), text.cmp(other), "{text} {other}");
             }
         }

@@ -60,6 +60,10 @@ async fn throughput_in_each_mode() {
     assert_eq!(report["rss_mb"].as_array().map(Vec::len), Some(3));
     assert!(number(&report["rss_mb"][0]) > 1.0 && number(&report["disk_mb"]) > 0.1);
 
+    let report = bench(&["--duration", "1s"], &["rate", "drain_per_s", "kill"]).await;
+    let (count, rate) = (number(&report["count"]), number(&report["publish_per_s"]));
+    assert!(count > 10.0 && (0.2..3.0).contains(&(count / rate)), "a second of load: {report}");
+
     // Without a payload the id tells which package it is.
     let args = ["--count", "1000", "--backlog", "--single", "--payload", "0"];
     let report = bench(&args, &["rate", "cycle_per_s", "kill"]).await;
@@ -101,11 +105,14 @@ async fn a_running_cluster_is_left_as_it_was() {
     let args = ["--addr", addrs.as_str(), "--count", "1000", "--rate", "2000"];
     let report = bench(&args, &["drain_per_s", "rss_mb", "disk_mb", "kill"]).await;
     assert!(report["cpu_us_per_package"]["total"].is_null() && number(&report["cpu_us_per_package"]["client"]) >= 0.0);
+    let beside = ["bench", "--addr", &addrs, "--json", "--count", "500", "--waiting", "700"];
+    assert_eq!(wharf(&addrs, &beside).await.json()["waiting"], 700);
     assert_eq!(scene.client.list_queues("").await.expect("a list").len(), 0, "its queues are gone");
 
     let refused = wharf(&addrs, &["bench", "--addr", &addrs, "--kill-leader"]).await;
     assert!(refused.fails(2).contains("--addr"));
-    wharf(&addrs, &["bench", "--duration", "5s"]).await.fails(2);
+    wharf(&addrs, &["bench", "--duration", "101s"]).await.fails(2);
+    assert!(wharf(&addrs, &["bench", "--queues", "257"]).await.fails(2).contains("--consumers"));
     wharf(&addrs, &["bench", "--backlog", "--unary", "4"]).await.fails(2);
     wharf(&addrs, &["bench", "--payload", "9MiB"]).await.fails(2);
     wharf(&addrs, &["bench", "--addr", "127.0.0.1:9"]).await.fails(69);

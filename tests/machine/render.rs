@@ -130,27 +130,9 @@ pub fn reject(reject: &Reject) -> String {
     text
 }
 
-/// Effects in their order; neighbours of one sort fold into a line.
+/// Effects in their order.
 pub fn effects(effects: &[Effect]) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    let mut finished: Vec<(String, Vec<Item>)> = Vec::new();
-    let flush = |finished: &mut Vec<(String, Vec<Item>)>, lines: &mut Vec<String>| {
-        lines.extend(finished.drain(..).map(|(queue, items)| format!("-> {queue} finished {}", fold(&items))));
-    };
-    for effect in effects {
-        if let Effect::PackageFinished { queue, id } = effect {
-            let item = Item { id: id.to_string(), fence: None, tail: String::new() };
-            match finished.last_mut() {
-                Some((last, items)) if last == queue.as_str() => items.push(item),
-                _ => finished.push((queue.to_string(), vec![item])),
-            }
-            continue;
-        }
-        flush(&mut finished, &mut lines);
-        lines.push(format!("-> {}", self::effect(effect)));
-    }
-    flush(&mut finished, &mut lines);
-    lines
+    effects.iter().map(|effect| format!("-> {}", self::effect(effect))).collect()
 }
 
 fn effect(effect: &Effect) -> String {
@@ -182,7 +164,6 @@ fn effect(effect: &Effect) -> String {
             format!("{}end of work in {queue}", whose(session, epoch.0))
         }
         Effect::QueueEnded { queue } => format!("{queue} ended"),
-        Effect::PackageFinished { queue, id } => format!("{queue} finished {id}"),
         Effect::SweepFinished { sweep, changed } => format!("sweep {sweep} finished, {changed} changed"),
         Effect::Fingerprint => "fingerprint".into(),
     }

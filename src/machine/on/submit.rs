@@ -31,8 +31,8 @@ struct PlannedQueue<'a> {
 
 /// The answer of a check.
 enum Verdict {
-    /// In a queue that may have to be made.
-    Take(QueueName),
+    /// In a queue that may have to be made: `None`.
+    Take(QueueName, Option<QueueNo>),
     Duplicate,
 }
 
@@ -59,7 +59,7 @@ impl Machine {
         for (place, new) in each {
             match self.check_new(place, new, &planned) {
                 Ok(verdict) => {
-                    if let Verdict::Take(name) = &verdict {
+                    if let Verdict::Take(name, _) = &verdict {
                         self.plan(name, new, &mut planned);
                     }
                     verdicts.push(verdict);
@@ -77,7 +77,7 @@ impl Machine {
 
     fn submit_one(&mut self, place: usize, new: &NewPackage) -> Result<Submitted> {
         let verdict = self.check_new(place, new, &Planned::default())?;
-        if matches!(verdict, Verdict::Take(_)) && !self.make_room(cost(new)) {
+        if matches!(verdict, Verdict::Take(..)) && !self.make_room(cost(new)) {
             return Err(Reject::MemoryBudget { limit_bytes: self.state.cluster.memory_budget_bytes });
         }
         Ok(self.obey(new, verdict))
@@ -100,9 +100,10 @@ impl Machine {
 
     /// What was checked cannot fail any more.
     fn obey(&mut self, new: &NewPackage, verdict: Verdict) -> Submitted {
-        let Verdict::Take(name) = verdict else { return Submitted { duplicate: true } };
-        let queue = match self.index.queue_by_name.get(&name) {
-            Some(queue) => *queue,
+        let Verdict::Take(name, known) = verdict else { return Submitted { duplicate: true } };
+        // One before it in the same command may have made the queue.
+        let queue = match known.or_else(|| self.index.queue_by_name.get(&name).copied()) {
+            Some(queue) => queue,
             None => self.make_queue(name.clone(), Settings::default()),
         };
         let now = self.state.wall;
@@ -156,7 +157,7 @@ impl Machine {
                 self.check_limits(None, &Settings::default(), place, new, &name, planned)?;
             }
         }
-        Ok(Verdict::Take(name))
+        Ok(Verdict::Take(name, number))
     }
 
     fn check_limits(

@@ -42,11 +42,11 @@ fn spread(half: u32) -> u64 {
 }
 
 /// The hash of a package id in its queue's tables. Part of the machine version.
-pub fn hash_id(id: &str) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(id.as_bytes())
+pub fn hash_id(id: impl AsRef<[u8]>) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(id.as_ref())
 }
 
 /// The wide hash by which a tombstone knows an id. Part of the machine version.
-pub fn wide_hash_id(id: &str) -> u128 {
-    xxhash_rust::xxh3::xxh3_128(id.as_bytes())
+pub fn wide_hash_id(id: impl AsRef<[u8]>) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(id.as_ref())
 }

@@ -179,6 +179,7 @@ impl House {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Instant;
 
     use super::*;
     use crate::storage::disk::SimDisk;
@@ -188,7 +189,9 @@ mod tests {
     fn a_segment_ahead_takes_its_time_until_the_writer_comes_near() {
         let (disk, shared) = (Arc::new(SimDisk::default()), Arc::new(Shared::new(Index::default(), BTreeMap::new())));
         let house = House::new(disk, PathBuf::from("/log"), 7, 1000, shared, (1, None));
-        assert!(house.has_time(0), "nothing is written yet");
+        let began = Instant::now();
+        house.pace(0);
+        assert!(began.elapsed() >= Duration::from_millis(limits::SEGMENT_PIECE_REST_MS), "nothing is written yet");
         house.reached(30, 100);
         assert_eq!([0, 599, 600, 1000].map(|done| house.has_time(done)), [false, false, true, true]);
         house.wanted.store(true, Relaxed);

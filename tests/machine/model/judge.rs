@@ -132,17 +132,14 @@ impl Model {
     /// Who waits for a package or a queue is told, once.
     pub(super) fn hints(&self, applied: &Applied) -> Check {
         let mut finished = BTreeSet::new();
+        for change in applied.changes.iter().filter(|change| change.to.is_finished()) {
+            let key = (change.queue().to_string(), change.id.to_string());
+            ensure!(finished.insert(key), "{}/{} finishes twice", change.queue(), change.id);
+        }
         let mut ended = BTreeSet::new();
         for effect in &applied.effects {
-            match effect {
-                Effect::PackageFinished { queue, id } => {
-                    let key = (queue.to_string(), id.to_string());
-                    ensure!(finished.insert(key), "{queue}/{id} finishes twice");
-                }
-                Effect::QueueEnded { queue } => {
-                    ensure!(ended.insert(queue.to_string()), "{queue} ends twice");
-                }
-                _ => {}
+            if let Effect::QueueEnded { queue } = effect {
+                ensure!(ended.insert(queue.to_string()), "{queue} ends twice");
             }
         }
         ensure!(finished == self.finished_now, "finished: told {finished:?}, are {:?}", self.finished_now);
