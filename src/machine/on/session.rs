@@ -186,7 +186,7 @@ impl Machine {
     }
 
     fn resend(&mut self, number: SessionNo, slots: Vec<Slot>) {
-        if !slots.is_empty() {
+        if self.delivers && !slots.is_empty() {
             let deliveries: Vec<Delivery> = slots.into_iter().map(|slot| self.delivery(slot)).collect();
             let (session, epoch) = self.address(number);
             self.now.effects.push(Effect::Deliver { session, epoch, deliveries });

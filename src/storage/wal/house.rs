@@ -179,7 +179,8 @@ impl House {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::Instant;
+
+    use tokio::time::Instant;
 
     use super::*;
     use crate::storage::disk::SimDisk;
