@@ -4,5 +4,8 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    #[cfg(feature = "testkit")]
+    return wharf::testkit::verbs::main();
+    #[cfg(not(feature = "testkit"))]
     wharf::cli::main()
 }

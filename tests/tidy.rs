@@ -38,7 +38,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli", &["types", "env", "client", "node", "config", "telemetry", "storage", "proto"]),
-    ("testkit", &["types", "env", "client", "config", "proto", "storage", "cli"]),
+    ("testkit", &["types", "env", "client", "config", "proto", "storage", "cli", "raft", "node"]),
 ];
 
 /// Lines past which a file is surely two things.

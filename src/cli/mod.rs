@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::args::Target;
 use self::exit::Exit;
@@ -106,12 +106,21 @@ impl Verb {
 
 /// Reads the arguments, runs the verb, tells what went wrong.
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    obey(&command().get_matches())
+}
+
+/// What the arguments may be.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Does what the arguments say.
+pub fn obey(matches: &ArgMatches) -> ExitCode {
     let told = Told {
         patient: matches.value_source("timeout") != Some(ValueSource::DefaultValue),
         addr: matches.value_source("addr") == Some(ValueSource::CommandLine),
     };
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let cli = Cli::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
     match run(cli, told) {
         Ok(exit) => exit.into(),
         Err(error) => {

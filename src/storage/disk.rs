@@ -10,6 +10,7 @@ mod sim;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use real::RealDisk;
 pub use sim::{Crash, Fault, SimDisk};
@@ -38,6 +39,11 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// How long a flush takes, for a disk that takes no time by itself.
+    fn pause(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// What is left of the file system that holds `dir`.
     fn space(&self, dir: &Path) -> io::Result<Space>;

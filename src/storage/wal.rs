@@ -54,8 +54,9 @@ use crate::types::limits;
 pub enum Flusher {
     /// A thread, and another that makes segments ahead. The real thing.
     Thread,
-    /// A task of the current runtime, which pauses before each flush. For simulations: no threads.
-    Task { pause: Duration },
+    /// A task of the current runtime, which pauses before each flush as its disk says. For simulations: no
+    /// threads.
+    Task,
     /// The caller, before its call returns. For tests and offline tools.
     Inline,
 }
@@ -131,7 +132,7 @@ impl Wal {
         let segments = std::mem::take(&mut found.segments);
         let shared = Arc::new(Shared::new(index, segments));
         let ahead = (found.active.number, found.ahead.take());
-        let house = House::new(disk, dir.to_path_buf(), incarnation, options.segment_bytes, Arc::clone(&shared), ahead);
+        let house = House::new(Arc::clone(&disk), dir.to_path_buf(), incarnation, options.segment_bytes, Arc::clone(&shared), ahead);
         let house = Arc::new(house);
         let writer = Writer::new(Arc::clone(&shared), Arc::clone(&house), options.cache_bytes, &found, state);
         let writer = Arc::new(Mutex::new(writer));
@@ -141,7 +142,7 @@ impl Wal {
         let mut wal = Self { shared, house, writer, flusher, threads: Mutex::default(), task: None };
         match flusher {
             Flusher::Thread => wal.start_threads()?,
-            Flusher::Task { pause } => wal.start_task(pause),
+            Flusher::Task => wal.start_task(disk),
             Flusher::Inline => wal.house.work(),
         }
         Ok(wal)
@@ -166,13 +167,13 @@ impl Wal {
         Ok(())
     }
 
-    fn start_task(&mut self, pause: Duration) {
+    fn start_task(&mut self, disk: Arc<dyn Disk>) {
         let (shared, writer, house) = (Arc::clone(&self.shared), Arc::clone(&self.writer), Arc::clone(&self.house));
         let flush = async move {
             loop {
                 shared.wake_task.notified().await;
                 loop {
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(disk.pause()).await;
                     let step = writer.lock().step();
                     house.work();
                     match step {

@@ -10,5 +10,7 @@ pub mod checkers;
 pub mod cluster;
 pub mod history;
 pub mod proxy;
+pub mod sim;
+pub mod verbs;
 pub mod wait;
 pub mod workload;

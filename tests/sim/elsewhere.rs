@@ -1,4 +1,4 @@
-//! A run in a process of its own, where it repeats; see `entropy`.
+//! A run in a process of its own, where it repeats; see `testkit::sim::entropy`.
 //!
 //! The test starts this program again, for itself alone. That process finds the variable, and
 //! leaves what its run saw in the file that it names.

@@ -3,7 +3,6 @@
 //! A failure prints its seed; `WHARF_SEED=… cargo test --release --test sim` runs it again.
 
 mod elsewhere;
-mod entropy;
 mod node;
 mod raft;
-mod world;
+mod seeds;

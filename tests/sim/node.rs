@@ -7,88 +7,37 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use bytesize::ByteSize;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use wharf::client::{Client, QueueSettings};
-use wharf::config::{Cluster, Config, Limits, Listen};
-use wharf::node::{Node, Surroundings};
-use wharf::raft::Handle;
-use wharf::raft::snapshots::Blocking;
-use wharf::storage::disk::{Crash, Disk, SimDisk};
+use wharf::storage::disk::{Crash, SimDisk};
 use wharf::storage::home::Home;
 use wharf::storage::log::{Entry, Log};
 use wharf::storage::wal::{Flusher, Options as WalOptions};
 use wharf::testkit::checkers;
-use wharf::testkit::history::{Event, History, Recorder};
+use wharf::testkit::history::{Event, Recorder};
+use wharf::testkit::sim::entropy;
+use wharf::testkit::sim::stage::{DIR, LOG_SEGMENT, Stage, client_addr, client_addrs, log_files};
+use wharf::testkit::sim::world::{self, mix};
 use wharf::testkit::wait;
 use wharf::testkit::workload::{Producer, WorkerSpec, read_all};
 
 use crate::elsewhere;
-use crate::world::{self, mix};
 
 const NODES: u64 = 3;
-const DIR: &str = "/data";
 const QUEUE: &str = "q";
 const PACKAGES: u64 = 400;
 const PACKAGES_A_SECOND: u32 = 200;
 /// Simulated time that any wait may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOG_SEGMENT: ByteSize = ByteSize::mib(4);
-
-fn host(node: u64) -> String {
-    format!("node-{node}")
-}
-
-fn client_addr(node: u64) -> String {
-    format!("{}:7411", host(node))
-}
-
-fn client_addrs() -> String {
-    (1..=NODES).map(client_addr).collect::<Vec<_>>().join(",")
-}
-
-fn config(node: u64) -> Config {
-    let everywhere = |port: u16| format!("0.0.0.0:{port}");
-    Config {
-        node,
-        data_dir: DIR.into(),
-        insecure: true,
-        listen: Listen { client: everywhere(7411), peer: everywhere(7412), admin: everywhere(7413) },
-        cluster: Cluster {
-            nodes: (1..=NODES).map(|node| format!("{node}={}:7412", host(node))).collect(),
-            ..Cluster::default()
-        },
-        // Small, because a simulated disk holds what it zeroes.
-        limits: Limits { log_segment: LOG_SEGMENT, ..Limits::default() },
-        ..Config::default()
-    }
-}
-
-/// A node's process: it runs until its host is crashed.
-async fn node(node: u64, seed: u64, disk: SimDisk, handles: Handles) -> turmoil::Result {
-    let config = config(node);
-    config.validate()?;
-    // Another start draws other numbers.
-    let starts_at = turmoil::sim_elapsed().unwrap_or_default().as_micros() as u64;
-    let around = Surroundings {
-        env: world::env(mix(seed ^ node) ^ mix(starts_at)),
-        disk: Arc::new(disk),
-        flusher: Flusher::Task { pause: Duration::from_micros(300) },
-        blocking: Blocking::Inline,
-    };
-    let mut running = Node::start(&config, around).await?;
-    handles.lock().insert(node, running.handle().clone());
-    Err(running.failed().await.into())
-}
 
 /// Submits, waits for the end of all work, and reads everything once more.
 async fn produce(seed: u64, history: PathBuf, states: Arc<Mutex<Vec<String>>>) -> turmoil::Result {
     let env = world::env(mix(seed ^ 0xc11e));
     let recorder = Recorder::open(&history, "producer", &env)?;
-    let client = Client::builder(&client_addrs()).env(env).build()?;
+    let client = Client::builder(&client_addrs(NODES)).env(env).build()?;
     client.create_queue(QUEUE, QueueSettings::default()).await?;
     let load = Producer { count: PACKAGES, ..Producer::new(QUEUE, PACKAGES_A_SECOND) };
     let produced = load.start(client.clone(), recorder.clone()).finish().await;
@@ -109,26 +58,19 @@ async fn produce(seed: u64, history: PathBuf, states: Arc<Mutex<Vec<String>>>) -
 async fn work(seed: u64, history: PathBuf) -> turmoil::Result {
     let env = world::env(mix(seed ^ 0x2047));
     let recorder = Recorder::open(&history, "worker", &env)?;
-    let client = Client::builder(&client_addrs()).env(env.clone()).build()?;
+    let client = Client::builder(&client_addrs(NODES)).env(env.clone()).build()?;
     let queue = || async { client.get_queue(QUEUE).await.ok() };
     wait::until("the queue", PATIENCE, queue).await?;
-    let spec = WorkerSpec { concurrency: 8, work_ms: 5, ..WorkerSpec::new("worker", &client_addrs(), QUEUE, &history) };
+    let spec = WorkerSpec { concurrency: 8, work_ms: 5, ..WorkerSpec::new("worker", &client_addrs(NODES), QUEUE, &history) };
     spec.run(env, recorder, futures::future::pending()).await?;
     Ok(())
 }
 
-/// The nodes that run, by number.
-type Handles = Arc<Mutex<BTreeMap<u64, Handle>>>;
-
-/// A simulated world with its cluster.
+/// The stage with its producer and its worker.
 struct World {
     seed: u64,
-    sim: turmoil::Sim<'static>,
-    disks: BTreeMap<u64, SimDisk>,
-    handles: Handles,
+    stage: Stage,
     states: Arc<Mutex<Vec<String>>>,
-    history: PathBuf,
-    _dir: tempfile::TempDir,
 }
 
 /// What a run leaves behind.
@@ -142,82 +84,41 @@ struct Left {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut sim = turmoil::Builder::new()
-            .rng_seed(seed)
-            .epoch(UNIX_EPOCH + Duration::from_secs(1_700_000_000))
-            .simulation_duration(PATIENCE * 4)
-            .tick_duration(Duration::from_millis(1))
-            .min_message_latency(Duration::from_micros(200))
-            .max_message_latency(Duration::from_millis(2))
-            .tcp_capacity(4096)
-            .build();
-        let dir = tempfile::tempdir().expect("a directory for the history");
-        let history = dir.path().join("history.jsonl");
-        let (handles, states) = (Handles::default(), Arc::default());
-        let mut disks = BTreeMap::new();
-        for number in 1..=NODES {
-            let disk = SimDisk::new();
-            disks.insert(number, disk.clone());
-            let handles = Arc::clone(&handles);
-            sim.host(host(number), move || node(number, seed, disk.clone(), handles.clone()));
-        }
-        sim.client("producer", produce(seed, history.clone(), Arc::clone(&states)));
-        sim.client("worker", work(seed, history.clone()));
-        Self { seed, sim, disks, handles, states, history, _dir: dir }
-    }
-
-    fn leader(&self) -> Option<u64> {
-        let handles = self.handles.lock();
-        handles.values().find(|handle| handle.standing().borrow().leading.is_some()).map(Handle::node)
-    }
-
-    fn committed(&self) -> u64 {
-        let handles = self.handles.lock();
-        handles.values().map(|handle| handle.status().committed_index).max().unwrap_or(0)
-    }
-
-    /// Cuts a node's power.
-    fn crash(&mut self, node: u64, crash: Crash) {
-        // Released before it drops: its tasks may look for it.
-        let handle = self.handles.lock().remove(&node);
-        drop(handle);
-        self.sim.crash(host(node));
-        self.disks[&node].crash(crash);
-    }
-
-    fn start(&mut self, node: u64) {
-        self.sim.bounce(host(node));
-    }
-
-    fn history(&self) -> History {
-        if self.history.exists() { History::load(&self.history).expect("a history") } else { History::default() }
+        entropy::fix();
+        let mut stage = Stage::new(seed, NODES, PATIENCE * 4).expect("a stage");
+        let (history, states) = (stage.history_path().to_owned(), Arc::default());
+        stage.client("producer", produce(seed, history.clone(), Arc::clone(&states)));
+        stage.client("worker", work(seed, history));
+        Self { seed, stage, states }
     }
 
     fn confirmed(&self) -> usize {
-        self.history().confirmed().len()
+        self.stage.history().expect("a history").confirmed().len()
     }
 
     /// Goes on until `done`, looked at every ten ticks.
     fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let patience = self.sim.elapsed() + PATIENCE;
+        let patience = self.stage.elapsed() + PATIENCE;
         while !done(self) {
             for _ in 0..10 {
                 self.step(what);
             }
-            assert!(self.sim.elapsed() < patience, "{}: no {what} within {PATIENCE:?}", again(self.seed));
+            assert!(self.stage.elapsed() < patience, "{}: no {what} within {PATIENCE:?}", again(self.seed));
         }
     }
 
     /// True: the producer and the worker have ended.
     fn step(&mut self, what: &str) -> bool {
-        self.sim.step().unwrap_or_else(|error| panic!("{}: waiting for {what}: {error}", again(self.seed)))
+        let ended = self.stage.step().unwrap_or_else(|error| panic!("{}: waiting for {what}: {error}", again(self.seed)));
+        assert_eq!(self.stage.ended(), [], "{}", again(self.seed));
+        ended
     }
 
     /// Goes on until everything is done; judges what was seen.
     fn finish(mut self) -> Left {
         while !self.step("the end of work") {}
         let again = again(self.seed);
-        let history = self.history();
+        let history = self.stage.history().expect("a history");
         assert_eq!(history.confirmed().len() as u64, PACKAGES, "{again}");
         let violations = checkers::check_to_the_end(&history);
         assert!(violations.is_empty(), "{again}: {violations:#?}");
@@ -228,29 +129,14 @@ impl World {
         assert_eq!(states.len() as u64, NODES, "{again}");
         assert!(states.iter().all(|state| *state == states[0] && state.ends_with("[]")), "{again}: {states:#?}");
 
-        // Sockets and timers of the hosts end with them.
-        self.handles.lock().clear();
-        drop(self.sim);
-        let mut files = BTreeMap::new();
-        for (node, disk) in &self.disks {
-            for path in log_files(disk) {
-                let hash = blake3::hash(&disk.content(&path)).to_string();
-                files.insert(format!("{}:{}", host(*node), path.display()), hash);
-            }
-        }
-        Left { history: std::fs::read_to_string(&self.history).expect("a history"), states, files }
+        let history = std::fs::read_to_string(self.stage.history_path()).expect("a history");
+        Left { history, states, files: self.stage.leave() }
     }
 }
 
 /// How to run a failure again.
 fn again(seed: u64) -> String {
     format!("seed {seed}; again: WHARF_SEED={seed} cargo test --release --test sim node")
-}
-
-fn log_files(disk: &SimDisk) -> Vec<PathBuf> {
-    let log = Path::new(DIR).join("log");
-    let names = disk.list(&log).expect("a directory");
-    names.into_iter().map(|name| log.join(name)).collect()
 }
 
 fn seed() -> u64 {
@@ -261,13 +147,13 @@ fn seed() -> u64 {
 fn leader_crashes(seed: u64) -> Left {
     let mut world = World::new(seed);
     world.until("the first confirms", |world| world.confirmed() >= 100);
-    let lost = world.leader().unwrap_or_else(|| panic!("{}: nobody leads", again(seed)));
-    world.crash(lost, Crash::Tear(mix(seed)));
+    let lost = world.stage.leader().unwrap_or_else(|| panic!("{}: nobody leads", again(seed)));
+    world.stage.crash(lost, Crash::Tear(mix(seed)));
     let before = world.confirmed();
     assert!(before < PACKAGES as usize, "{}: the load was over before the crash", again(seed));
     world.until("confirms under another leader", |world| world.confirmed() >= before + 50);
-    assert!(world.leader().is_some_and(|leader| leader != lost), "{}", again(seed));
-    world.start(lost);
+    assert!(world.stage.leader().is_some_and(|leader| leader != lost), "{}", again(seed));
+    world.stage.start(lost);
     world.finish()
 }
 
@@ -345,31 +231,31 @@ fn the_last_flush_of_one_rots(stopped: impl Fn(u64) -> Vec<u64>) {
     // A moment at which one node's last flush holds what is committed, and the others have it too.
     let found = loop {
         world.step("a flush of what is committed");
-        let committed = world.committed();
+        let committed = world.stage.committed();
         let found = (1..=NODES).find_map(|node| {
-            let durable = world.disks[&node].fork();
+            let durable = world.stage.disks()[&node].fork();
             durable.crash(Crash::DropUnsynced);
             let lost = rot(&durable, node).filter(|lost| *lost <= committed)?;
             let others = (1..=NODES).filter(|other| *other != node);
-            others.map(|other| last_index(&world.disks[&other], other)).all(|last| last >= lost).then_some((node, lost))
+            others.map(|other| last_index(&world.stage.disks()[&other], other)).all(|last| last >= lost).then_some((node, lost))
         });
-        if let Some(found) = found.filter(|(node, _)| world.leader() != Some(*node)) {
+        if let Some(found) = found.filter(|(node, _)| world.stage.leader() != Some(*node)) {
             break found;
         }
     };
     let (hurt, lost) = found;
-    let promised = entry(&world.disks[&hurt], hurt, lost);
+    let promised = entry(&world.stage.disks()[&hurt], hurt, lost);
     assert!(promised.is_some(), "{}: entry {lost} cannot be read", again(seed));
     assert!(world.confirmed() < PACKAGES as usize, "{}: the load was over before the stop", again(seed));
     let stopped = stopped(hurt);
     for node in &stopped {
-        world.crash(*node, Crash::DropUnsynced);
+        world.stage.crash(*node, Crash::DropUnsynced);
     }
-    assert_eq!(rot(&world.disks[&hurt], hurt), Some(lost), "{}: the damage cost something else", again(seed));
+    assert_eq!(rot(&world.stage.disks()[&hurt], hurt), Some(lost), "{}: the damage cost something else", again(seed));
     for node in stopped {
-        world.start(node);
+        world.stage.start(node);
     }
-    let disks = world.disks.clone();
+    let disks = world.stage.disks().clone();
     world.finish();
     for (node, disk) in &disks {
         assert_eq!(entry(disk, *node, lost), promised, "{}: entry {lost} of node {node}", again(seed));

@@ -21,10 +21,12 @@ use wharf::raft::{Handle, Options, Started, peer_server, start};
 use wharf::storage::disk::{Crash, Disk, SimDisk, read_whole};
 use wharf::storage::home::Home;
 use wharf::storage::wal::{Flusher, Options as WalOptions};
+use wharf::testkit::sim::entropy;
+use wharf::testkit::sim::world::{self, mix};
 use wharf::types::limits;
 
 use crate::elsewhere;
-use crate::world::{self, mix};
+
 
 const NODES: u64 = 3;
 const DIR: &str = "/data";
@@ -43,7 +45,7 @@ fn host(node: u64) -> String {
 
 fn wal_options() -> WalOptions {
     WalOptions {
-        flusher: Flusher::Task { pause: Duration::from_micros(300) },
+        flusher: Flusher::Task,
         segment_bytes: 256 << 10,
         first_segment_bytes: 64 << 10,
         cache_bytes: 8 << 20,
@@ -126,6 +128,7 @@ struct Left {
 
 /// One run: form, work, lose the leader's power, go on, get it back, settle.
 fn run(seed: u64) -> Left {
+    entropy::fix();
     let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .epoch(UNIX_EPOCH + Duration::from_secs(1_700_000_000))

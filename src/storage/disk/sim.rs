@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -16,6 +17,8 @@ use super::{Disk, File, Space};
 
 /// What a disk writes as a whole or not at all.
 const SECTOR_BYTES: usize = 512;
+/// As a good disk.
+const FLUSH_TAKES: Duration = Duration::from_micros(300);
 
 /// What becomes of unsynced writes and names.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +55,7 @@ struct State {
     fault: Option<(u64, Fault)>,
     halted: bool,
     hangs: bool,
+    slower_by: Duration,
     capacity: Option<u64>,
     inodes: Vec<Inode>,
     names: BTreeMap<PathBuf, usize>,
@@ -138,6 +142,17 @@ impl SimDisk {
     /// Bounds what the files together may hold.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.state.lock().capacity = bytes;
+    }
+
+    /// Has room for nothing more.
+    pub fn fill(&self) {
+        let mut state = self.state.lock();
+        state.capacity = Some(state.used());
+    }
+
+    /// Each flush takes so much longer than usual.
+    pub fn slow_down(&self, by: Duration) {
+        self.state.lock().slower_by = by;
     }
 
     /// Hangs: whoever writes or syncs a file waits, on its thread, until it goes on.
@@ -346,6 +361,10 @@ impl Disk for SimDisk {
         }
         state.unsynced_names = left;
         Ok(())
+    }
+
+    fn pause(&self) -> Duration {
+        FLUSH_TAKES + self.state.lock().slower_by
     }
 
     fn space(&self, _dir: &Path) -> io::Result<Space> {

@@ -242,7 +242,7 @@ fn a_committed_hint_that_the_log_does_not_hold_is_not_believed() {
 #[tokio::test(start_paused = true)]
 async fn group_commit_acknowledges_only_what_is_synced() {
     for seed in 0..150u64 {
-        let options = Options { flusher: Flusher::Task { pause: Duration::from_millis(1) }, ..inline(2048) };
+        let options = Options { flusher: Flusher::Task, ..inline(2048) };
         let disk = SimDisk::new();
         let log = create(&disk, options).expect("created");
         disk.fail(seed % 37, Fault::Halt);

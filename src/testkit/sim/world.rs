@@ -1,26 +1,48 @@
-//! A node's surroundings inside turmoil.
+//! A program's surroundings inside turmoil.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use wharf::env::{BoxStream, Clock, Env, Listener, Net, Random};
-use wharf::types::Wall;
 
-/// A node's surroundings; `seed` decides what it draws.
-pub fn env(seed: u64) -> Env {
-    Env { clock: Arc::new(SimClock), net: Arc::new(SimNet), random: Arc::new(SimRandom(AtomicU64::new(seed))) }
+use crate::env::{BoxStream, Clock, Env, Listener, Net, Random};
+use crate::types::Wall;
+
+/// What is wrong with a wall clock, in milliseconds. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Skew(Arc<AtomicI64>);
+
+impl Skew {
+    /// Steps the clock.
+    pub fn step(&self, by_ms: i64) {
+        self.0.fetch_add(by_ms, Ordering::Relaxed);
+    }
 }
 
-struct SimClock;
+/// A program's surroundings with a right clock; `seed` decides what it draws.
+pub fn env(seed: u64) -> Env {
+    skewed(seed, Skew::default())
+}
+
+/// The same with a wrong clock.
+pub fn skewed(seed: u64, skew: Skew) -> Env {
+    Env { clock: Arc::new(SimClock(skew)), net: Arc::new(SimNet), random: Arc::new(SimRandom(AtomicU64::new(seed))) }
+}
+
+struct SimClock(Skew);
 
 impl Clock for SimClock {
     fn wall(&self) -> Wall {
+        Wall(self.micros() / 1_000)
+    }
+
+    fn micros(&self) -> u64 {
         // None outside of a step: while a host is torn down.
-        Wall(turmoil::since_epoch().unwrap_or_default().as_millis() as u64)
+        let right = turmoil::since_epoch().unwrap_or_default().as_micros() as u64;
+        right.saturating_add_signed(self.0.0.load(Ordering::Relaxed) * 1_000)
     }
 }
 
