@@ -244,11 +244,14 @@ impl RaftNetworkV2<TypeConfig> for Client {
             return stream_append_sequential(self, input, option);
         }
         Box::pin(async move {
+            let mut requests = Box::pin(notices::without_needless(input));
+            // Before the call: openraft backs off from a peer that was unreachable as it gives the first request.
+            let Some(first) = requests.next().await else { return Ok(futures::stream::empty().boxed()) };
             let sent = Arc::new(AtomicU64::new(0));
             let counter = Arc::clone(&sent);
             // The stream is one call: its first message carries the envelope for all.
             let mut envelope = Some(self.envelope());
-            let requests = notices::without_needless(input).map(move |request| {
+            let requests = futures::stream::iter([first]).chain(requests).map(move |request| {
                 counter.fetch_add(1, Ordering::Relaxed);
                 convert::append_to_proto(envelope.take(), &request)
             });

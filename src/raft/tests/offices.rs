@@ -79,3 +79,23 @@ async fn a_transfer_to_a_node_that_hangs_is_answered_in_time_and_the_cluster_goe
     };
     tokio::time::timeout(WAIT, served).await.expect("somebody leads again");
 }
+
+/// What happened: a leader spent a whole processor on dialling a follower that was gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_follower_that_is_gone_is_dialled_now_and_then() {
+    let mut cluster = Cluster::started(3).await;
+    propose(&cluster.leader().await, create_queue()).await.unwrap();
+    cluster.settled().await;
+    let gone = cluster.follower().await.node();
+    cluster.kill(gone).await;
+    let addr = cluster.addrs[gone as usize - 1];
+    let door = eventually("its port", || std::net::TcpListener::bind(addr)).await;
+    door.set_nonblocking(true).unwrap();
+    let door = tokio::net::TcpListener::from_std(door).unwrap();
+    let mut dialled = 0;
+    let until = Instant::now() + Duration::from_secs(1);
+    while let Ok(Ok(_)) = tokio::time::timeout_at(until, door.accept()).await {
+        dialled += 1;
+    }
+    assert!((1..100).contains(&dialled), "{dialled} times in a second");
+}

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -30,6 +31,8 @@ const LIVE_WITHIN: Duration = Duration::from_secs(60);
 const RESTART_AFTER: Duration = Duration::from_millis(500);
 /// Between two reads of a package that may be there.
 const READ_EVERY: Duration = Duration::from_millis(25);
+/// Real time after which a run makes no progress any more: something goes round and round without ever waiting.
+const HANGS_AFTER: Duration = Duration::from_secs(300);
 /// Orders that wait.
 const ORDERS: usize = 64;
 
@@ -51,8 +54,16 @@ pub fn run(plan: &Plan) -> anyhow::Result<Report> {
     entropy::fix();
     // A thread of its own: the maps of this one have drawn their seeds.
     let plan = plan.clone();
-    let thread = std::thread::Builder::new().name("sim".into()).spawn(move || Run::new(plan)?.finish())?;
-    thread.join().map_err(|_| anyhow::anyhow!("the simulation itself panicked, see above"))?
+    let (ended, end) = std::sync::mpsc::sync_channel(1);
+    std::thread::Builder::new().name("sim".into()).spawn(move || {
+        // Nobody listens any more: it took too long.
+        let _ = ended.send(Run::new(plan).and_then(Run::finish));
+    })?;
+    match end.recv_timeout(HANGS_AFTER) {
+        Ok(report) => report,
+        Err(RecvTimeoutError::Timeout) => anyhow::bail!("the run hangs: not over after {HANGS_AFTER:?}"),
+        Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the simulation itself panicked, see above"),
+    }
 }
 
 struct Run {
