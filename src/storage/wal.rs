@@ -132,7 +132,14 @@ impl Wal {
         let segments = std::mem::take(&mut found.segments);
         let shared = Arc::new(Shared::new(index, segments));
         let ahead = (found.active.number, found.ahead.take());
-        let house = House::new(Arc::clone(&disk), dir.to_path_buf(), incarnation, options.segment_bytes, Arc::clone(&shared), ahead);
+        let house = House::new(
+            Arc::clone(&disk),
+            dir.to_path_buf(),
+            incarnation,
+            options.segment_bytes,
+            Arc::clone(&shared),
+            ahead,
+        );
         let house = Arc::new(house);
         let writer = Writer::new(Arc::clone(&shared), Arc::clone(&house), options.cache_bytes, &found, state);
         let writer = Arc::new(Mutex::new(writer));

@@ -163,7 +163,7 @@ pub enum Event {
         target: String,
         fault: Fault,
     },
-    /// A linearizable read. `state` None: not found.
+    /// The answer of a linearizable read. `state` None: not found.
     Read {
         #[serde(flatten)]
         key: Key,
@@ -173,9 +173,22 @@ pub enum Event {
         /// Who completed it, by the result: `worker#fence`.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         result: String,
+        /// When it was asked, as `at_us` has it: it may have been answered any time from then on. 0: not known.
+        #[serde(default)]
+        asked_us: u64,
         /// The test's last read of it, when everything has ended.
         last: bool,
     },
+}
+
+impl Record {
+    /// The earliest time of which it can tell: of a read, when it was asked.
+    pub fn tells_of_us(&self) -> u64 {
+        match self.event {
+            Event::Read { asked_us, .. } if asked_us > 0 => asked_us,
+            _ => self.at_us,
+        }
+    }
 }
 
 impl Event {

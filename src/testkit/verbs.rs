@@ -10,8 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
 use super::sim::report::{Report, Verdict};
-use super::sim::seeds::{self, Seed};
 use super::sim::run;
+use super::sim::seeds::{self, Seed};
 use crate::cli::{self, exit::Exit};
 
 #[derive(Subcommand, Debug)]
@@ -194,7 +194,13 @@ impl Sums {
 impl std::fmt::Display for Sums {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let faults: Vec<String> = self.faults.iter().map(|(name, times)| format!("{name} {times}")).collect();
-        write!(f, "{} operations in {:.0} simulated seconds; faults: {}", self.operations, self.seconds, faults.join(", "))
+        write!(
+            f,
+            "{} operations in {:.0} simulated seconds; faults: {}",
+            self.operations,
+            self.seconds,
+            faults.join(", ")
+        )
     }
 }
 
@@ -204,9 +210,17 @@ fn exit(report: &Report) -> Exit {
 
 fn tell_plan(seed: &Seed) {
     let plan = seed.plan();
-    println!("seed {}: {} nodes, {} workers, clocks wrong by {:?} ms", plan.seed, plan.nodes, plan.workers, plan.skews_ms);
+    println!(
+        "seed {}: {} nodes, {} workers, clocks wrong by {:?} ms",
+        plan.seed, plan.nodes, plan.workers, plan.skews_ms
+    );
     for (place, planned) in plan.faults.iter().enumerate() {
-        println!("  {place:>2}  {:>6.3}s to {:>6.3}s  {:?}", planned.at.as_secs_f64(), planned.until.as_secs_f64(), planned.fault);
+        println!(
+            "  {place:>2}  {:>6.3}s to {:>6.3}s  {:?}",
+            planned.at.as_secs_f64(),
+            planned.until.as_secs_f64(),
+            planned.fault
+        );
     }
 }
 

@@ -61,7 +61,8 @@ async fn work(seed: u64, history: PathBuf) -> turmoil::Result {
     let client = Client::builder(&client_addrs(NODES)).env(env.clone()).build()?;
     let queue = || async { client.get_queue(QUEUE).await.ok() };
     wait::until("the queue", PATIENCE, queue).await?;
-    let spec = WorkerSpec { concurrency: 8, work_ms: 5, ..WorkerSpec::new("worker", &client_addrs(NODES), QUEUE, &history) };
+    let spec =
+        WorkerSpec { concurrency: 8, work_ms: 5, ..WorkerSpec::new("worker", &client_addrs(NODES), QUEUE, &history) };
     spec.run(env, recorder, futures::future::pending()).await?;
     Ok(())
 }
@@ -109,7 +110,8 @@ impl World {
 
     /// True: the producer and the worker have ended.
     fn step(&mut self, what: &str) -> bool {
-        let ended = self.stage.step().unwrap_or_else(|error| panic!("{}: waiting for {what}: {error}", again(self.seed)));
+        let ended =
+            self.stage.step().unwrap_or_else(|error| panic!("{}: waiting for {what}: {error}", again(self.seed)));
         assert_eq!(self.stage.ended(), [], "{}", again(self.seed));
         ended
     }
@@ -237,7 +239,10 @@ fn the_last_flush_of_one_rots(stopped: impl Fn(u64) -> Vec<u64>) {
             durable.crash(Crash::DropUnsynced);
             let lost = rot(&durable, node).filter(|lost| *lost <= committed)?;
             let others = (1..=NODES).filter(|other| *other != node);
-            others.map(|other| last_index(&world.stage.disks()[&other], other)).all(|last| last >= lost).then_some((node, lost))
+            others
+                .map(|other| last_index(&world.stage.disks()[&other], other))
+                .all(|last| last >= lost)
+                .then_some((node, lost))
         });
         if let Some(found) = found.filter(|(node, _)| world.stage.leader() != Some(*node)) {
             break found;

@@ -27,7 +27,6 @@ use wharf::types::limits;
 
 use crate::elsewhere;
 
-
 const NODES: u64 = 3;
 const DIR: &str = "/data";
 const PORT: u16 = 7412;
@@ -44,12 +43,7 @@ fn host(node: u64) -> String {
 }
 
 fn wal_options() -> WalOptions {
-    WalOptions {
-        flusher: Flusher::Task,
-        segment_bytes: 256 << 10,
-        first_segment_bytes: 64 << 10,
-        cache_bytes: 8 << 20,
-    }
+    WalOptions { flusher: Flusher::Task, segment_bytes: 256 << 10, first_segment_bytes: 64 << 10, cache_bytes: 8 << 20 }
 }
 
 async fn node(node: u64, seed: u64, disk: SimDisk, seen: Seen) -> turmoil::Result {

@@ -16,7 +16,7 @@ pub fn check(history: &History) -> Vec<Violation> {
         let Some(confirmed_at) = confirmed_at else { continue };
         let mut read_last = false;
         let mut gone = false;
-        for record in records.iter().filter(|record| record.at_us >= confirmed_at) {
+        for record in records.iter().filter(|record| record.tells_of_us() > confirmed_at) {
             if let Event::Read { state, last, .. } = &record.event {
                 read_last |= last;
                 gone |= state.is_none();
@@ -42,6 +42,13 @@ mod tests {
         assert_eq!(judge(check, "c submit 1\nc ok 1\nc last 1 NONE").len(), 1);
         assert_eq!(judge(check, "c submit 1\nc duplicate 1\nc read 1 NONE\nc last 1 READY").len(), 1);
         assert_eq!(judge(check, "c submit 1\nc ok 1\nc read 1 READY").len(), 1, "nobody looked at the end");
+    }
+
+    #[test]
+    fn a_read_asked_before_the_confirm_may_not_find_it() {
+        let story = "c submit 1\nc ok 1\nr read 1 NONE asked=1500000\nc last 1 READY";
+        assert!(judge(check, story).is_empty());
+        assert_eq!(judge(check, &story.replace("1500000", "2500000")).len(), 1);
     }
 
     #[test]

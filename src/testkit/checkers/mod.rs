@@ -72,7 +72,7 @@ fn is_terminal(state: &str) -> bool {
 /// w attach s epoch=1       w deliver 1 #5 attempt=1 [session=s]     w begin 1 #5
 /// w end 1 #5 done          w settled 1 #5 done accepted             w lost 1 #5
 /// w exit                   t fault w killed
-/// c read 1 COMPLETED #5 attempts=1 by=w#5     c last 1 NONE
+/// c read 1 COMPLETED #5 attempts=1 by=w#5     c read 1 READY asked=2500000     c last 1 NONE
 /// ```
 #[cfg(test)]
 pub(crate) fn story(text: &str) -> History {
@@ -104,7 +104,9 @@ fn event(words: &[&str]) -> Option<super::history::Event> {
         let state = Some(words.get(2)?.to_string()).filter(|state| state != "NONE");
         let result = named("by").unwrap_or_default().to_owned();
         let attempts = number("attempts").unwrap_or_default();
-        Some(Event::Read { key: key()?, state, attempts, fence: fence().unwrap_or_default(), result, last })
+        let fence = fence().unwrap_or_default();
+        let asked_us = named("asked").and_then(|text| text.parse().ok()).unwrap_or_default();
+        Some(Event::Read { key: key()?, state, attempts, fence, result, asked_us, last })
     };
     match words[0] {
         "submit" => Some(Event::Submit { key: key()? }),

@@ -9,7 +9,7 @@ pub const INVARIANT: &str = "one terminal state";
 pub fn check(history: &History) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (key, records) in history.packages() {
-        let mut end: Option<&str> = None;
+        let mut end: Option<(&str, u64)> = None;
         for record in records {
             let seen = match &record.event {
                 Event::Settled { settlement: Settlement::Done, verdict: Verdict::Accepted, .. } => "COMPLETED",
@@ -17,12 +17,12 @@ pub fn check(history: &History) -> Vec<Violation> {
                 _ => continue,
             };
             match end {
-                Some(end) if end != seen => {
+                Some((end, ended_us)) if end != seen && record.tells_of_us() > ended_us => {
                     let problem = format!("was {end}, and later {seen}");
                     violations.push(Violation { invariant: INVARIANT, key: key.clone(), problem });
                     break;
                 }
-                None if is_terminal(seen) => end = Some(seen),
+                None if is_terminal(seen) => end = Some((seen, record.at_us)),
                 _ => {}
             }
         }
@@ -45,6 +45,9 @@ mod tests {
 
     #[test]
     fn one_end_is_fine() {
+        let overtaken = "w settled 1 #5 done accepted\nr read 1 LEASED asked=500000\nc last 1 COMPLETED";
+        assert!(judge(check, overtaken).is_empty());
+        assert_eq!(judge(check, &overtaken.replace("500000", "1500000")).len(), 1);
         assert!(judge(check, "c read 1 READY\nc read 1 LEASED\nc read 1 DEAD\nc last 1 DEAD").is_empty());
         assert!(judge(check, "w settled 1 #5 done accepted\nc last 1 COMPLETED").is_empty());
         assert!(judge(check, "w settled 1 #5 done refused\nc last 1 CANCELLED").is_empty());

@@ -33,7 +33,10 @@ enum Hold {
     Down(Vec<u64>),
     Worker(String),
     /// Nothing goes these ways.
-    Cut { links: Vec<(String, String)>, worker: Option<String> },
+    Cut {
+        links: Vec<(String, String)>,
+        worker: Option<String>,
+    },
     Stall(String),
     Delay(String, Duration),
     SlowDisk(u64),

@@ -219,7 +219,8 @@ mod tests {
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
         let plans: Vec<Plan> = (0..200).map(draw).collect();
-        let names: BTreeSet<_> = plans.iter().flat_map(|plan| &plan.faults).map(|planned| planned.fault.name()).collect();
+        let names: BTreeSet<_> =
+            plans.iter().flat_map(|plan| &plan.faults).map(|planned| planned.fault.name()).collect();
         assert_eq!(names.len(), 16, "{names:?}");
         assert!(plans.iter().all(|plan| plan.faults.iter().all(|planned| planned.until <= plan.suffer)));
         assert!(plans.iter().any(|plan| plan.nodes == 5));

@@ -156,7 +156,8 @@ impl Run {
         let found = checkers::check_to_the_end(&history);
         let states = told.states.lock().clone();
         let mut broken = told.broken.lock().clone();
-        if states.len() as u64 != plan.nodes || states.iter().any(|state| *state != states[0] || !state.ends_with("[]")) {
+        if states.len() as u64 != plan.nodes || states.iter().any(|state| *state != states[0] || !state.ends_with("[]"))
+        {
             broken.push(format!("the nodes' states: {states:?}"));
         }
         let mut digest = blake3::Hasher::new();
@@ -165,7 +166,8 @@ impl Run {
             digest.update(path.as_bytes()).update(hash.as_bytes());
         }
         let digest = digest.finalize().to_hex().chars().take(16).collect();
-        let left = Left { seed: plan.seed, history: &history, landed: faults.landed(), epoch: stage::EPOCH, elapsed, digest };
+        let left =
+            Left { seed: plan.seed, history: &history, landed: faults.landed(), epoch: stage::EPOCH, elapsed, digest };
         Ok(Report::new(&left, &found, broken))
     }
 }
@@ -263,7 +265,13 @@ async fn work(seed: u64, worker: u64, nodes: u64, history: PathBuf) -> anyhow::R
     let queue = || async { client.get_queue(QUEUE).await.ok() };
     wait::until("the queue", LIVE_WITHIN * 4, queue).await?;
     let handling = if worker.is_multiple_of(2) { Handling::FailFirst { retry_ms: 50 } } else { Handling::Complete };
-    let spec = WorkerSpec { concurrency: 4, max_in_flight: 16, work_ms: 20, handling, ..WorkerSpec::new(&name, &addrs, QUEUE, &history) };
+    let spec = WorkerSpec {
+        concurrency: 4,
+        max_in_flight: 16,
+        work_ms: 20,
+        handling,
+        ..WorkerSpec::new(&name, &addrs, QUEUE, &history)
+    };
     spec.run(env, recorder, futures::future::pending()).await?;
     Ok(())
 }

@@ -50,12 +50,7 @@ impl Seed {
 }
 
 /// Runs all of these, `jobs` at once; `told` hears each report as it comes.
-pub fn run_all(
-    program: &PathBuf,
-    seeds: &[Seed],
-    jobs: usize,
-    told: impl Fn(&Seed, anyhow::Result<Report>) + Sync,
-) {
+pub fn run_all(program: &PathBuf, seeds: &[Seed], jobs: usize, told: impl Fn(&Seed, anyhow::Result<Report>) + Sync) {
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
@@ -122,7 +117,8 @@ mod tests {
         let count = seed.plan().faults.len();
         assert!(count > 4, "{count}");
         let culprits = [1, count - 1];
-        let fails = |seed: &Seed| culprits.iter().all(|culprit| seed.only.as_ref().is_none_or(|only| only.contains(culprit)));
+        let fails =
+            |seed: &Seed| culprits.iter().all(|culprit| seed.only.as_ref().is_none_or(|only| only.contains(culprit)));
         let small = shrink(&seed, fails, |_| {});
         assert_eq!(small.only.as_deref(), Some(&culprits[..]));
         let first = shrink(&seed, |seed| seed.only.as_ref().is_none_or(|only| only.contains(&0)), |_| {});

@@ -22,6 +22,7 @@ pub async fn read_all(
     last: bool,
 ) -> Result<(), Error> {
     let reads = keys.into_iter().map(|key| async move {
+        let asked_us = recorder.now_us();
         let event = match client.get_package(&key.queue, &key.id).await {
             Ok(package) => Event::Read {
                 key,
@@ -29,10 +30,11 @@ pub async fn read_all(
                 attempts: package.attempts,
                 fence: package.fence,
                 result: String::from_utf8_lossy(&package.result).into_owned(),
+                asked_us,
                 last,
             },
             Err(error) if error.is_not_found() => {
-                Event::Read { key, state: None, attempts: 0, fence: 0, result: String::new(), last }
+                Event::Read { key, state: None, attempts: 0, fence: 0, result: String::new(), asked_us, last }
             }
             Err(error) => return Err(error),
         };
