@@ -118,12 +118,16 @@ impl Api {
             if R::WAITS && tried.elapsed() > TRY_AGAIN {
                 until = call.anew().leader_wait_ends();
             }
-            if call.forwarded || Instant::now() >= until || self.core.raft.stands_apart() {
+            let mut over = call.forwarded || Instant::now() >= until || self.core.raft.stands_apart();
+            if !over {
+                // A change or the time: either way it is tried again, unless Raft has stopped and nothing changes any more.
+                let changed = tokio::time::timeout_at(until.min(Instant::now() + TRY_AGAIN), standing.changed()).await;
+                over = matches!(changed, Ok(Err(_)));
+            }
+            if over {
                 let leader = standing.borrow().leader.clone();
                 return Err(Refusal::from(ProposeError::NotLeader { leader }).into());
             }
-            // A change or the time: either way it is tried again.
-            let _ = tokio::time::timeout_at(until.min(Instant::now() + TRY_AGAIN), standing.changed()).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! What `wharf` can do beside, when it is built with the feature `testkit`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ impl Sim {
         Ok(exit(&report))
     }
 
-    fn run_many(&self, program: &PathBuf, count: u64) -> anyhow::Result<Exit> {
+    fn run_many(&self, program: &Path, count: u64) -> anyhow::Result<Exit> {
         let from = self.from.unwrap_or_else(|| crate::env::Env::real().random.next() >> 16);
         let seeds: Vec<Seed> =
             (from..from + count).map(|seed| Seed { seed, suffer: self.suffer, only: self.only.clone() }).collect();
@@ -224,7 +224,7 @@ fn tell_plan(seed: &Seed) {
     }
 }
 
-fn shrink(program: &PathBuf, seed: &Seed) -> Exit {
+fn shrink(program: &Path, seed: &Seed) -> Exit {
     if !seeds::fails(&seed.run(program)) {
         println!("seed {} does not fail", seed.seed);
         return Exit::Ok;

@@ -125,6 +125,16 @@ async fn without_a_leader_a_call_waits_and_then_says_that_nothing_was_done() {
     assert_eq!((own.node, own.leader), (1, 0));
 }
 
+/// What happened: such a call tried again and again without a pause until its deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_raft_has_stopped_says_so_at_once() {
+    let mut node = single().await;
+    node.raft.halt().await;
+    let request = v1::SubmitRequest { packages: vec![package("jobs", "a")], atomic: false };
+    let status = timeout(WAIT / 4, node.packages.submit(request)).await.expect("at once").unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_deref()), (Code::Unavailable, Some("NO_LEADER")), "{status:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_reflection_and_status_tell_what_there_is() {
     let mut node = single().await;

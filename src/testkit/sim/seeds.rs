@@ -1,6 +1,6 @@
 //! Many seeds, each in a process of its own, and the smallest part of a plan that still fails.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl Seed {
     }
 
     /// Runs it in a process of `program`; what it printed beside the report goes nowhere.
-    pub fn run(&self, program: &PathBuf) -> anyhow::Result<Report> {
+    pub fn run(&self, program: &Path) -> anyhow::Result<Report> {
         let output = Command::new(program).args(self.args()).arg("--json").stderr(Stdio::piped()).output()?;
         let report = output.stdout.split(|byte| *byte == b'\n').rev().find(|line| line.starts_with(b"{"));
         let Some(report) = report else {
@@ -50,7 +50,7 @@ impl Seed {
 }
 
 /// Runs all of these, `jobs` at once; `told` hears each report as it comes.
-pub fn run_all(program: &PathBuf, seeds: &[Seed], jobs: usize, told: impl Fn(&Seed, anyhow::Result<Report>) + Sync) {
+pub fn run_all(program: &Path, seeds: &[Seed], jobs: usize, told: impl Fn(&Seed, anyhow::Result<Report>) + Sync) {
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
