@@ -52,6 +52,9 @@ struct Sim {
     /// Only these faults of the plan, by their numbers
     #[arg(long, value_delimiter = ',', value_name = "N,N…")]
     only: Option<Vec<usize>>,
+    /// Members come and go: three nodes form a cluster, two join, two leave
+    #[arg(long)]
+    members: bool,
     /// Look for the fewest faults with which it still fails
     #[arg(long, requires = "seed", conflicts_with_all = ["seeds", "from"])]
     shrink: bool,
@@ -85,7 +88,7 @@ pub fn main() -> ExitCode {
 
 impl Sim {
     fn run(self) -> anyhow::Result<Exit> {
-        let one = Seed { seed: self.seed, suffer: self.suffer, only: self.only.clone() };
+        let one = Seed { seed: self.seed, suffer: self.suffer, only: self.only.clone(), members: self.members };
         let program = std::env::current_exe()?;
         if self.plan {
             tell_plan(&one);
@@ -95,7 +98,7 @@ impl Sim {
             return Ok(shrink(&program, &one));
         }
         if let Some(count) = self.seeds {
-            return self.run_many(&program, count);
+            return self.run_many(&program, &one, count);
         }
         let _log = log();
         let report = run::run(&one.plan())?;
@@ -103,10 +106,9 @@ impl Sim {
         Ok(exit(&report))
     }
 
-    fn run_many(&self, program: &Path, count: u64) -> anyhow::Result<Exit> {
+    fn run_many(&self, program: &Path, one: &Seed, count: u64) -> anyhow::Result<Exit> {
         let from = self.from.unwrap_or_else(|| crate::env::Env::real().random.next() >> 16);
-        let seeds: Vec<Seed> =
-            (from..from + count).map(|seed| Seed { seed, suffer: self.suffer, only: self.only.clone() }).collect();
+        let seeds: Vec<Seed> = (from..from + count).map(|seed| Seed { seed, ..one.clone() }).collect();
         let jobs = self.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let bar = ProgressBar::new(count)
             .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} seeds, {msg} {eta} left")?);
@@ -214,6 +216,9 @@ fn tell_plan(seed: &Seed) {
         "seed {}: {} nodes, {} workers, clocks wrong by {:?} ms",
         plan.seed, plan.nodes, plan.workers, plan.skews_ms
     );
+    if !plan.changes.is_empty() {
+        println!("  {} of the nodes form the cluster; then {:?}", plan.founders, plan.changes);
+    }
     for (place, planned) in plan.faults.iter().enumerate() {
         println!(
             "  {place:>2}  {:>6.3}s to {:>6.3}s  {:?}",

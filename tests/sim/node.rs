@@ -86,7 +86,7 @@ struct Left {
 impl World {
     fn new(seed: u64) -> Self {
         entropy::fix();
-        let mut stage = Stage::new(seed, NODES, PATIENCE * 4).expect("a stage");
+        let mut stage = Stage::new(seed, NODES, NODES, PATIENCE * 4).expect("a stage");
         let (history, states) = (stage.history_path().to_owned(), Arc::default());
         stage.client("producer", produce(seed, history.clone(), Arc::clone(&states)));
         stage.client("worker", work(seed, history));

@@ -290,7 +290,13 @@ impl Faults {
 
     fn everybody(&self, stage: &Stage) -> Vec<String> {
         let workers = (1..=self.plan.workers).map(worker_name);
-        (1..=stage.nodes()).map(host).chain(workers).chain([PRODUCER, OPERATOR].map(str::to_owned)).collect()
+        let reorganizer = (!self.plan.changes.is_empty()).then(|| REORGANIZER.to_owned());
+        (1..=stage.nodes())
+            .map(host)
+            .chain(workers)
+            .chain([PRODUCER, OPERATOR].map(str::to_owned))
+            .chain(reorganizer)
+            .collect()
     }
 
     /// Brings every link to what the faults that are there make of it, the worst first.
@@ -332,6 +338,7 @@ impl Faults {
 
 pub const PRODUCER: &str = "producer";
 pub const OPERATOR: &str = "operator";
+pub const REORGANIZER: &str = "reorganizer";
 
 pub fn worker_name(worker: u64) -> String {
     format!("worker-{worker}")

@@ -1,5 +1,6 @@
 //! What a seed says shall happen.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,10 @@ use super::world::mix;
 pub struct Plan {
     pub seed: u64,
     pub nodes: u64,
+    /// So many of them form the cluster; the others wait to be added.
+    pub founders: u64,
+    /// What is done about members, one after the other.
+    pub changes: Vec<Change>,
     pub workers: u64,
     /// How long faults come; then all is healed.
     pub suffer: Duration,
@@ -79,6 +84,16 @@ pub enum Fault {
     WorkerCut { worker: u64, deaf: bool, mute: bool },
 }
 
+/// A change of members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// A node that waits becomes a learner.
+    Add(u64),
+    /// Learners become voters.
+    Promote(Vec<u64>),
+    Remove(Vec<u64>),
+}
+
 impl Fault {
     /// What it is called in reports.
     pub fn name(&self) -> &'static str {
@@ -115,8 +130,13 @@ const EVERY_MS: u64 = 2_500;
 impl Plan {
     /// Draws the plan of `seed`.
     pub fn draw(seed: u64, suffer: Duration) -> Self {
+        Self::draw_of(seed, suffer, None)
+    }
+
+    fn draw_of(seed: u64, suffer: Duration, nodes: Option<u64>) -> Self {
         let mut dice = Dice::new(seed);
-        let nodes = if dice.below(4) == 0 { 5 } else { 3 };
+        let drawn = if dice.below(4) == 0 { 5 } else { 3 };
+        let nodes = nodes.unwrap_or(drawn);
         let workers = 2 + dice.below(3);
         let skews_ms = (0..nodes).map(|_| dice.skew()).collect();
         let mut faults = Vec::new();
@@ -126,7 +146,35 @@ impl Plan {
             faults.push(Planned { at, until, fault: dice.fault(nodes, workers) });
             at += dice.ms(1, EVERY_MS);
         }
-        Self { seed, nodes, workers, suffer, skews_ms, faults }
+        Self { seed, nodes, founders: nodes, changes: Vec::new(), workers, suffer, skews_ms, faults }
+    }
+
+    /// The same with members that come and go: three found the cluster, two join them, two leave.
+    pub fn with_changes(seed: u64, suffer: Duration) -> Self {
+        let mut dice = Dice::new(seed ^ 0x3e3b_e125);
+        let plan = Self::draw_of(seed, suffer, Some(5));
+        let first = 1 + dice.below(3);
+        let second = 1 + (first + dice.below(2)) % 3;
+        let changes = if dice.coin() {
+            vec![Change::Add(4), Change::Add(5), Change::Promote(vec![4, 5]), Change::Remove(vec![first, second])]
+        } else {
+            let swap = |joins, leaves| [Change::Add(joins), Change::Promote(vec![joins]), Change::Remove(vec![leaves])];
+            swap(4, first).into_iter().chain(swap(5, second)).collect()
+        };
+        Self { founders: 3, changes, ..plan }
+    }
+
+    /// Who votes once all changes are made.
+    pub fn voters(&self) -> Vec<u64> {
+        let mut voters: BTreeSet<u64> = (1..=self.founders).collect();
+        for change in &self.changes {
+            match change {
+                Change::Add(_) => {}
+                Change::Promote(nodes) => voters.extend(nodes),
+                Change::Remove(nodes) => voters.retain(|voter| !nodes.contains(voter)),
+            }
+        }
+        voters.into_iter().collect()
     }
 
     /// The same with only some of its faults, by their places.
@@ -209,8 +257,6 @@ impl Dice {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
@@ -224,6 +270,15 @@ mod tests {
         assert_eq!(names.len(), 16, "{names:?}");
         assert!(plans.iter().all(|plan| plan.faults.iter().all(|planned| planned.until <= plan.suffer)));
         assert!(plans.iter().any(|plan| plan.nodes == 5));
+    }
+
+    #[test]
+    fn members_come_and_go_and_three_are_left() {
+        for seed in 0..50 {
+            let plan = Plan::with_changes(seed, Duration::from_secs(20));
+            let voters = plan.voters();
+            assert!(voters.len() == 3 && voters.contains(&4) && voters.contains(&5), "{seed}: {:?}", plan.changes);
+        }
     }
 
     #[test]

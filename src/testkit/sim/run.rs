@@ -14,10 +14,10 @@ use super::super::checkers;
 use super::super::history::{Key, Recorder};
 use super::super::wait;
 use super::super::workload::{Handling, Producer, WorkerSpec, read_all};
-use super::faults::{Faults, OPERATOR, Order, PRODUCER, worker_name};
-use super::plan::{Dice, Plan};
+use super::faults::{Faults, OPERATOR, Order, PRODUCER, REORGANIZER, worker_name};
+use super::plan::{Change, Dice, Plan};
 use super::report::{Left, Report};
-use super::stage::{Stage, client_addr, client_addrs};
+use super::stage::{Stage, client_addr, client_addrs, peer_addr};
 use super::world::{self, mix};
 use super::{entropy, stage};
 use crate::client::{Client, QueueSettings};
@@ -33,6 +33,9 @@ const RESTART_AFTER: Duration = Duration::from_millis(500);
 const READ_EVERY: Duration = Duration::from_millis(25);
 /// Real time after which a run makes no progress any more: something goes round and round without ever waiting.
 const HANGS_AFTER: Duration = Duration::from_secs(300);
+/// Members are changed from here on; a change that was refused is tried again after.
+const REORGANIZE_AFTER: Duration = Duration::from_secs(3);
+const TRY_CHANGE_EVERY: Duration = Duration::from_millis(100);
 /// Orders that wait.
 const ORDERS: usize = 64;
 
@@ -79,12 +82,15 @@ struct Run {
 impl Run {
     fn new(plan: Plan) -> anyhow::Result<Self> {
         let seed = plan.seed;
-        let mut stage = Stage::new(seed, plan.nodes, plan.suffer + LIVE_WITHIN * 4)?;
+        let mut stage = Stage::new(seed, plan.nodes, plan.founders, plan.suffer + LIVE_WITHIN * 4)?;
         for (node, skew_ms) in (1..).zip(&plan.skews_ms) {
             stage.step_clock(node, *skew_ms);
         }
         let (history, told) = (stage.history_path().to_owned(), Told::default());
         stage.client(PRODUCER, inside(told.clone(), PRODUCER, produce(plan.clone(), history.clone(), told.clone())));
+        if !plan.changes.is_empty() {
+            stage.client(REORGANIZER, inside(told.clone(), REORGANIZER, reorganize(plan.clone())));
+        }
         let (orders, waiting) = mpsc::channel(ORDERS);
         let waiting = Arc::new(Mutex::new(Some(waiting)));
         let nodes = plan.nodes;
@@ -134,6 +140,10 @@ impl Run {
     fn restart(&mut self) {
         let now = self.stage.elapsed();
         for (node, why) in self.stage.ended() {
+            let removed = why.contains("was removed from the cluster") && !self.plan.voters().contains(&node);
+            if removed {
+                continue;
+            }
             if !why.contains("no space left on the simulated disk") {
                 self.told.broken(format!("node {node} ended by itself at {now:?}: {why}"));
             }
@@ -156,7 +166,8 @@ impl Run {
         let found = checkers::check_to_the_end(&history);
         let states = told.states.lock().clone();
         let mut broken = told.broken.lock().clone();
-        if states.len() as u64 != plan.nodes || states.iter().any(|state| *state != states[0] || !state.ends_with("[]"))
+        if states.len() != plan.voters().len()
+            || states.iter().any(|state| *state != states[0] || !state.ends_with("[]"))
         {
             broken.push(format!("the nodes' states: {states:?}"));
         }
@@ -218,11 +229,40 @@ async fn produce(plan: Plan, history: PathBuf, told: Told) -> anyhow::Result<()>
     let keys = streams.keys.into_iter().chain(calls.keys);
     read_all(&client, &streaming, keys, true).await.context("once all is healed: reading")?;
     let index = client.fingerprint().await?;
-    for node in 1..=plan.nodes {
+    for node in plan.voters() {
         let addr = client_addr(node);
         let ask = || async { client.state_hash(&addr, index, Duration::from_secs(5)).await.ok() };
         let state = wait::until(format!("the state of node {node}"), LIVE_WITHIN, ask).await?;
         told.states.lock().push(format!("{} at {}, broken: {:?}", state.hash, state.index, state.violations));
+    }
+    Ok(())
+}
+
+/// Makes each change of members, however often it takes.
+async fn reorganize(plan: Plan) -> anyhow::Result<()> {
+    let client = Client::builder(&client_addrs(plan.nodes)).env(world::env(mix(plan.seed ^ 0x4e0))).build()?;
+    sleep(REORGANIZE_AFTER).await;
+    for change in &plan.changes {
+        let told = Mutex::new(String::new());
+        let make = || async {
+            let made = match change {
+                Change::Add(node) => client.add_member(*node, &peer_addr(*node), false, false).await.map(drop),
+                Change::Promote(nodes) => client.promote_members(nodes).await.map(drop),
+                Change::Remove(nodes) => client.remove_members(nodes, false).await.map(drop),
+            };
+            match made {
+                Ok(()) => Some(()),
+                // An earlier try did it.
+                Err(error) if error.reason() == "NODE_NOT_FOUND" => Some(()),
+                Err(error) => {
+                    *told.lock() = error.to_string();
+                    sleep(TRY_CHANGE_EVERY).await;
+                    None
+                }
+            }
+        };
+        let within = plan.suffer + LIVE_WITHIN;
+        wait::until(format!("{change:?}"), within, make).await.with_context(|| told.lock().clone())?;
     }
     Ok(())
 }

@@ -15,11 +15,14 @@ pub struct Seed {
     pub suffer: Duration,
     /// Only these faults of its plan; None: all.
     pub only: Option<Vec<usize>>,
+    /// Members come and go.
+    pub members: bool,
 }
 
 impl Seed {
     pub fn plan(&self) -> Plan {
-        let plan = Plan::draw(self.seed, self.suffer);
+        let draw = if self.members { Plan::with_changes } else { Plan::draw };
+        let plan = draw(self.seed, self.suffer);
         match &self.only {
             Some(places) => plan.only(places),
             None => plan,
@@ -34,6 +37,7 @@ impl Seed {
             let places: Vec<String> = places.iter().map(ToString::to_string).collect();
             args.extend(["--only".into(), places.join(",")]);
         }
+        args.extend(self.members.then(|| "--members".into()));
         args
     }
 
@@ -113,7 +117,7 @@ mod tests {
 
     #[test]
     fn what_fails_shrinks_to_what_makes_it_fail() {
-        let seed = Seed { seed: 3, suffer: Duration::from_secs(20), only: None };
+        let seed = Seed { seed: 3, suffer: Duration::from_secs(20), only: None, members: false };
         let count = seed.plan().faults.len();
         assert!(count > 4, "{count}");
         let culprits = [1, count - 1];

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::super::history::History;
 use super::world::{self, Skew, mix};
-use crate::config::{Cluster, Config, Limits, Listen};
+use crate::config::{Advertise, Cluster, Config, Limits, Listen};
 use crate::env::{Clock, Env};
 use crate::node::{Node, Surroundings};
 use crate::raft::Handle;
@@ -41,21 +41,33 @@ pub fn client_addr(node: u64) -> String {
     format!("{}:7411", host(node))
 }
 
-/// The same for all nodes, as the SDK takes it.
+/// Where a node takes its peers.
+pub fn peer_addr(node: u64) -> String {
+    format!("{}:7412", host(node))
+}
+
+/// Where clients find all nodes, as the SDK takes it.
 pub fn client_addrs(nodes: u64) -> String {
     (1..=nodes).map(client_addr).collect::<Vec<_>>().join(",")
 }
 
-fn config(node: u64, nodes: u64) -> Config {
+fn config(node: u64, founders: u64) -> Config {
     let everywhere = |port: u16| format!("0.0.0.0:{port}");
     Config {
         node,
         data_dir: DIR.into(),
         insecure: true,
         listen: Listen { client: everywhere(7411), peer: everywhere(7412), admin: everywhere(7413) },
-        cluster: Cluster {
-            nodes: (1..=nodes).map(|node| format!("{node}={}:7412", host(node))).collect(),
-            ..Cluster::default()
+        advertise: Advertise {
+            client: Some(client_addr(node)),
+            peer: Some(peer_addr(node)),
+            admin: Some(format!("{}:7413", host(node))),
+        },
+        cluster: if node <= founders {
+            let nodes = (1..=founders).map(|node| format!("{node}={}", peer_addr(node))).collect();
+            Cluster { nodes, join: false }
+        } else {
+            Cluster { nodes: Vec::new(), join: true }
         },
         limits: Limits { log_segment: LOG_SEGMENT, ..Limits::default() },
         ..Config::default()
@@ -71,7 +83,7 @@ type Handles = Arc<Mutex<BTreeMap<u64, Handle>>>;
 #[derive(Clone)]
 struct Berth {
     node: u64,
-    nodes: u64,
+    founders: u64,
     seed: u64,
     disk: SimDisk,
     skew: Skew,
@@ -80,7 +92,7 @@ struct Berth {
 
 /// A node's process: it runs until its host is crashed, or it cannot go on.
 async fn node(berth: &Berth) -> anyhow::Result<()> {
-    let config = config(berth.node, berth.nodes);
+    let config = config(berth.node, berth.founders);
     config.validate()?;
     // Another start draws other numbers.
     let starts_at = turmoil::sim_elapsed().unwrap_or_default().as_micros() as u64;
@@ -121,8 +133,9 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// A cluster of so many nodes that are about to start. No run takes longer than `at_most`.
-    pub fn new(seed: u64, nodes: u64, at_most: Duration) -> io::Result<Self> {
+    /// So many nodes that are about to start; the first `founders` form a cluster, the others wait to be
+    /// added. No run takes longer than `at_most`.
+    pub fn new(seed: u64, nodes: u64, founders: u64, at_most: Duration) -> io::Result<Self> {
         let sim = turmoil::Builder::new()
             .rng_seed(seed)
             .epoch(UNIX_EPOCH + EPOCH)
@@ -147,15 +160,15 @@ impl Stage {
             _dir: dir,
         };
         for number in 1..=nodes {
-            stage.add(number);
+            stage.add(number, founders);
         }
         Ok(stage)
     }
 
-    fn add(&mut self, number: u64) {
+    fn add(&mut self, number: u64, founders: u64) {
         let berth = Berth {
             node: number,
-            nodes: self.nodes,
+            founders,
             seed: self.seed,
             disk: SimDisk::new(),
             skew: Skew::default(),
