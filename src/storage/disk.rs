@@ -4,6 +4,8 @@
 //! Invariants: nothing is durable before [`File::sync`], no name before [`Disk::sync_dir`].
 //! Directories are 0700 and files 0600; wider ones are refused, not repaired.
 
+#[cfg(feature = "testkit")]
+pub mod failing;
 mod real;
 mod sim;
 

@@ -6,6 +6,7 @@
 //! [`proxy`]) under load ([`workload`]), and hands the history to [`checkers`]. What was planned and
 //! did not happen makes a run inconclusive, not green.
 
+pub mod chaos;
 pub mod checkers;
 pub mod cluster;
 pub mod history;

@@ -95,7 +95,7 @@ impl Stage {
     /// What all nodes' files take up on disk.
     pub fn disk_bytes(&self) -> Option<u64> {
         let Self::Own(cluster) = self else { return None };
-        Some(cluster.nodes().iter().map(|node| disk_bytes(&node.data_dir())).sum())
+        Some(cluster.nodes().iter().map(|node| disk_bytes(node.data_dir())).sum())
     }
 }
 

@@ -10,12 +10,16 @@
 mod ports;
 mod process;
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tempfile::TempDir;
+use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 pub use self::process::{Process, Usage, die_with};
@@ -47,6 +51,20 @@ pub struct Options {
     pub log_level: String,
     /// What else the nodes' configurations should have.
     pub configure: Arc<dyn Fn(&mut Config) + Send + Sync>,
+    /// Where nodes are, that are not on loopback.
+    pub hosts: BTreeMap<NodeId, Host>,
+}
+
+/// Another place for a node than loopback, on this machine.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    pub ip: String,
+    /// What its command begins with. It must become the program, and not start it as a child.
+    pub enter: Vec<OsString>,
+    /// What it finds in its environment besides.
+    pub env: Vec<(String, OsString)>,
+    /// Where its directory of data is made. None: with its other files.
+    pub data_below: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -60,6 +78,7 @@ impl Default for Options {
             program: None,
             log_level: "info".into(),
             configure,
+            hosts: BTreeMap::new(),
         }
     }
 }
@@ -79,6 +98,7 @@ pub struct Node {
     pub peer_addr: String,
     pub admin_addr: String,
     dir: PathBuf,
+    data_dir: PathBuf,
     process: Option<Process>,
 }
 
@@ -152,9 +172,12 @@ impl Cluster {
 
     fn place(&mut self, id: NodeId, [client, peer, admin]: [u16; 3]) {
         let dir = self.dir().join(format!("node-{id}"));
-        let addr = |port| format!("127.0.0.1:{port}");
+        let host = self.options.hosts.get(&id);
+        let ip = host.map_or("127.0.0.1", |host| &host.ip);
+        let addr = |port| format!("{ip}:{port}");
         let (client_addr, peer_addr, admin_addr) = (addr(client), addr(peer), addr(admin));
-        self.nodes.push(Node { id, client_addr, peer_addr, admin_addr, dir, process: None });
+        let data_dir = host.and_then(|host| host.data_below.as_ref()).unwrap_or(&dir).join("data");
+        self.nodes.push(Node { id, client_addr, peer_addr, admin_addr, dir, data_dir, process: None });
         self.nodes.sort_by_key(|node| node.id);
     }
 
@@ -262,12 +285,15 @@ impl Cluster {
 
     /// Starts a node that does not run, on its old directory and addresses.
     pub fn restart(&mut self, id: NodeId) -> anyhow::Result<()> {
-        let program = self.program.clone();
+        let host = self.options.hosts.get(&id).cloned().unwrap_or_default();
+        let mut words = host.enter;
+        words.push(self.program.clone().into());
         let node = self.node_mut(id)?;
         anyhow::ensure!(node.process.is_none(), "node {id} runs already");
-        let config = node.dir.join("wharf.toml");
-        let args = ["serve".as_ref(), "--config".as_ref(), config.as_os_str()];
-        node.process = Some(Process::spawn(&program, args, &node.log_file())?);
+        words.extend(["serve".into(), "--config".into(), node.dir.join("wharf.toml").into()]);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).envs(host.env);
+        node.process = Some(Process::of_this_kind(command, &node.log_file())?);
         Ok(())
     }
 
@@ -275,7 +301,7 @@ impl Cluster {
     pub fn wipe(&mut self, id: NodeId) -> anyhow::Result<()> {
         let node = self.node(id)?;
         anyhow::ensure!(node.process.is_none(), "node {id} runs");
-        Ok(std::fs::remove_dir_all(node.data_dir())?)
+        Ok(std::fs::remove_dir_all(&node.data_dir)?)
     }
 
     /// SIGTERM to a node, and waits until it has drained.
@@ -312,6 +338,18 @@ impl Cluster {
         alive
     }
 
+    /// Nodes that ended by themselves since the last time this was asked, with how and the end of their logs.
+    pub fn ended(&mut self) -> Vec<(NodeId, ExitStatus, String)> {
+        let mut ended = Vec::new();
+        for node in &mut self.nodes {
+            if let Some(status) = node.process.as_mut().and_then(Process::has_ended) {
+                node.process = None;
+                ended.push((node.id, status, node.log_tail()));
+            }
+        }
+        ended
+    }
+
     fn configure(&self) -> anyhow::Result<()> {
         let peers: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.id, node.peer_addr)).collect();
         self.nodes
@@ -320,7 +358,7 @@ impl Cluster {
     }
 
     fn configure_node(&self, node: &Node, more: impl Fn(&mut Config)) -> anyhow::Result<()> {
-        let mut config = Config { node: node.id, data_dir: node.data_dir(), ..Config::default() };
+        let mut config = Config { node: node.id, data_dir: node.data_dir.clone(), ..Config::default() };
         config.listen = config::Listen {
             client: node.client_addr.clone(),
             peer: node.peer_addr.clone(),
@@ -354,8 +392,13 @@ impl Cluster {
 
 impl Node {
     /// What the node stores.
-    pub fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Its process's number, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Process::pid)
     }
 
     pub fn log_file(&self) -> PathBuf {

@@ -27,9 +27,14 @@ impl Process {
         args: impl IntoIterator<Item = A>,
         log: &Path,
     ) -> anyhow::Result<Self> {
-        let parent = std::process::id().to_string();
         let mut command = Command::new(program);
-        command.args(args).args(["--die-with", &parent]);
+        command.args(args);
+        Self::of_this_kind(command, log)
+    }
+
+    /// The same for a command that becomes such a program.
+    pub fn of_this_kind(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        command.args(["--die-with", &std::process::id().to_string()]);
         Self::start(command, log)
     }
 
@@ -70,6 +75,11 @@ impl Process {
     pub fn usage(&self) -> std::io::Result<Usage> {
         let pid = self.child.id().ok_or_else(|| std::io::Error::other("the process has ended"))?;
         Usage::read(&pid.to_string())
+    }
+
+    /// Its number, until it was waited for.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// How it ended, if it did.

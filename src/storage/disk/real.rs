@@ -189,6 +189,8 @@ impl File for RealFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        #[cfg(feature = "testkit")]
+        super::failing::check().map_err(at("sync", &self.path))?;
         self.file.sync_data().map_err(at("sync", &self.path))
     }
 }

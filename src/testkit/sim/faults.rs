@@ -86,7 +86,7 @@ impl Pair {
 /// That a fault came.
 #[derive(Clone, Debug)]
 pub struct Landed {
-    pub name: &'static str,
+    pub name: String,
     pub from: Duration,
     pub until: Duration,
 }
@@ -124,7 +124,7 @@ impl Faults {
             let place = self.next;
             self.next += 1;
             let Some(hold) = self.begin(&planned.fault, stage, recorder) else { continue };
-            self.landed.push(Landed { name: planned.fault.name(), from: now, until: planned.until });
+            self.landed.push(Landed { name: planned.fault.name().to_owned(), from: now, until: planned.until });
             if let Some(hold) = hold {
                 self.active.push(Active { place, until: planned.until, hold });
             }

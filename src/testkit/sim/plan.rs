@@ -201,11 +201,11 @@ impl Dice {
         mix(self.0) % bound.max(1)
     }
 
-    fn coin(&mut self) -> bool {
+    pub fn coin(&mut self) -> bool {
         self.below(2) == 0
     }
 
-    fn ms(&mut self, from: u64, to: u64) -> Duration {
+    pub fn ms(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_millis(from + self.below(to - from + 1))
     }
 
@@ -219,7 +219,7 @@ impl Dice {
         }
     }
 
-    fn target(&mut self, nodes: u64) -> Target {
+    pub fn target(&mut self, nodes: u64) -> Target {
         if self.coin() { Target::Leader } else { Target::Node(1 + self.below(nodes)) }
     }
 

@@ -37,7 +37,8 @@ pub struct Report {
     pub violations: Vec<String>,
     /// Simulated seconds.
     pub seconds: f64,
-    /// The same for the same seed and build: of the history and of what is on the disks.
+    /// The same for the same seed and build: of the history and of what is on the disks. Only of a simulation.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub digest: String,
 }
 
@@ -60,7 +61,7 @@ impl Report {
         let asks = |event: &Event| matches!(event, Event::Submit { .. } | Event::End { .. } | Event::Read { .. });
         let mut faults: BTreeMap<String, u64> = BTreeMap::new();
         for landed in left.landed {
-            *faults.entry(landed.name.to_owned()).or_default() += 1;
+            *faults.entry(landed.name.clone()).or_default() += 1;
         }
         let mut violations = broken;
         violations.extend(found.iter().map(ToString::to_string));
@@ -91,7 +92,7 @@ fn gaps(left: &Left<'_>) -> BTreeMap<String, u64> {
         let [from, until] = [landed.from, landed.until].map(|at| (left.epoch + at).as_micros() as u64);
         let during = times.windows(2).filter(|two| two[1] > from && two[0] < until);
         let gap = during.map(|two| two[1] - two[0]).max().unwrap_or_default() / 1_000;
-        let known = longest.entry(landed.name.to_owned()).or_default();
+        let known = longest.entry(landed.name.clone()).or_default();
         *known = gap.max(*known);
     }
     longest

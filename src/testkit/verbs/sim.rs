@@ -1,23 +1,18 @@
-//! What `wharf` can do beside, when it is built with the feature `testkit`.
+//! `wharf sim`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, FromArgMatches, Subcommand};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
-use super::sim::report::{Report, Verdict};
-use super::sim::run;
-use super::sim::seeds::{self, Seed};
-use crate::cli::{self, exit::Exit};
-
-#[derive(Subcommand, Debug)]
-enum Verb {
-    Sim(Sim),
-}
+use super::super::sim::report::{Report, Verdict};
+use super::super::sim::run;
+use super::super::sim::seeds::{self, Seed};
+use super::duration;
+use crate::cli::exit::Exit;
 
 /// Run whole clusters in a simulated world, by seed
 ///
@@ -33,7 +28,7 @@ Examples:
   wharf sim --seed 7 --plan             what would happen, without doing it
 
 Exit codes: 0 all pass, 1 at least one failed. WHARF_LOG=info shows what the nodes say.")]
-struct Sim {
+pub struct Sim {
     /// The one run to do
     #[arg(long, default_value_t = 1, conflicts_with_all = ["seeds", "from"])]
     seed: u64,
@@ -66,28 +61,8 @@ struct Sim {
     json: bool,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
-    Duration::try_from(span).map_err(|error| error.to_string())
-}
-
-/// Reads the arguments, as `wharf::cli` does, and these verbs besides.
-pub fn main() -> ExitCode {
-    let matches = Verb::augment_subcommands(cli::command()).get_matches();
-    match Verb::from_arg_matches(&matches) {
-        Ok(Verb::Sim(sim)) => match sim.run() {
-            Ok(exit) => exit.into(),
-            Err(error) => {
-                eprintln!("wharf: {error:#}");
-                Exit::Failed.into()
-            }
-        },
-        Err(_) => cli::obey(&matches),
-    }
-}
-
 impl Sim {
-    fn run(self) -> anyhow::Result<Exit> {
+    pub fn run(self) -> anyhow::Result<Exit> {
         let one = Seed { seed: self.seed, suffer: self.suffer, only: self.only.clone(), members: self.members };
         let program = std::env::current_exe()?;
         if self.plan {
