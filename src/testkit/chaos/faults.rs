@@ -25,6 +25,8 @@ use crate::types::NodeId;
 const LEADER_WITHIN: Duration = Duration::from_millis(300);
 /// A node whose process ended by itself is started again after this, as a service manager would.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
+/// What a fault did to a process may be seen so much later than the fault was taken back.
+const SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// What an operator was told to do is done within this, once all is healed.
 const DONE_WITHIN: Duration = Duration::from_secs(60);
 /// While waiting for that, nodes are looked after so often.
@@ -135,6 +137,8 @@ pub struct Faults {
     counted: BTreeMap<(NodeId, &'static str), u64>,
     /// Nodes that ended by themselves, and when each is started again.
     restarts: Vec<(Instant, NodeId)>,
+    /// Until when a fault that is over may explain the end of a node's process.
+    excused: BTreeMap<NodeId, Instant>,
     tried: Vec<Tried>,
     broken: Vec<String>,
 }
@@ -149,6 +153,7 @@ impl Faults {
             heard: Links::new(),
             counted: BTreeMap::new(),
             restarts: Vec::new(),
+            excused: BTreeMap::new(),
             tried: Vec::new(),
             broken: Vec::new(),
         }
@@ -205,6 +210,9 @@ impl Faults {
         let (over, active): (Vec<_>, Vec<_>) = std::mem::take(&mut self.active).into_iter().partition(which);
         self.active = active;
         for Active { mut tried, hold, .. } in over {
+            if let Hold::FullDisk(node) | Hold::SyncsFail(node) | Hold::Memory { node, .. } = hold {
+                self.excused.insert(node, Instant::now() + SEEN_WITHIN);
+            }
             match self.end(hold).await {
                 Ok(evidence) => tried.evidence = evidence.or(tried.evidence),
                 Err(error) => tried.whom += &format!(": {error:#}"),
@@ -368,6 +376,7 @@ impl Faults {
             }
             match self.active.iter_mut().find(|active| active.may_end(node)) {
                 Some(active) => active.tried.evidence = Some(format!("its process ended: {status}")),
+                None if self.excused.get(&node).is_some_and(|until| now <= *until) => {}
                 None => self.broken.push(format!("node {node} ended by itself ({status}):\n{tail}")),
             }
             self.crew.recorder.fault(&node_name(node), history::Fault::Killed);

@@ -82,7 +82,13 @@ impl Run {
         nodes.ready(READY_WITHIN).await?;
         let addrs = nodes.addrs();
         let client = Client::new(&addrs)?;
-        client.create_queue(QUEUE, QueueSettings::default()).await.context("creating the queue")?;
+        // Everything is read again in the end.
+        let keep = QueueSettings {
+            keep_finished_count: Some(100_000_000),
+            keep_finished_bytes: Some(1 << 40),
+            ..QueueSettings::default()
+        };
+        client.create_queue(QUEUE, keep).await.context("creating the queue")?;
         let history: PathBuf = dir.join(HISTORY);
         let recorder = Recorder::open(&history, "chaos", &Env::real())?;
         let specs: Vec<WorkerSpec> = (1..=plan.workers).map(|worker| spec(worker, &addrs, &history)).collect();
