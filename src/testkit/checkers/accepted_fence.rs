@@ -57,6 +57,17 @@ pub fn check(history: &History) -> Vec<Violation> {
     violations
 }
 
+/// Histories that it must reject; see `super::story`.
+#[cfg(test)]
+pub(super) const BAD: &[&str] = &[
+    "w deliver 1 #5 attempt=1\nv deliver 1 #9 attempt=2\nw end 1 #5 done\nw settled 1 #5 done accepted",
+    "w deliver 1 #5 attempt=1\nw settled 1 #5 done accepted\nv deliver 1 #9 attempt=2",
+    "w deliver 1 #5 attempt=1\nw settled 1 #5 done accepted\nc last 1 COMPLETED #4",
+    "w settled 1 #5 fail accepted",
+    "w deliver 1 #5 attempt=1\nc last 1 COMPLETED #5",
+    "w deliver 1 #5 attempt=1\nv settled 1 #5 done accepted",
+];
+
 #[cfg(test)]
 mod tests {
     use super::super::judge;
@@ -64,14 +75,7 @@ mod tests {
 
     #[test]
     fn stale_completions_are_found() {
-        let stale = "w deliver 1 #5 attempt=1\nv deliver 1 #9 attempt=2\nw end 1 #5 done\nw settled 1 #5 done accepted";
-        assert_eq!(judge(check, stale), ["fence 5 was accepted, and fence 9 was delivered"]);
-        let after = "w deliver 1 #5 attempt=1\nw settled 1 #5 done accepted\nv deliver 1 #9 attempt=2";
-        assert_eq!(judge(check, after).len(), 1);
-        let shows = "w deliver 1 #5 attempt=1\nw settled 1 #5 done accepted\nc last 1 COMPLETED #4";
-        assert_eq!(judge(check, shows).len(), 1);
-        assert_eq!(judge(check, "w settled 1 #5 fail accepted").len(), 1, "never given");
-        assert_eq!(judge(check, "w deliver 1 #5 attempt=1\nc last 1 COMPLETED #5").len(), 1, "nobody finished it");
+        assert_eq!(judge(check, super::BAD[0]), ["fence 5 was accepted, and fence 9 was delivered"]);
     }
 
     #[test]

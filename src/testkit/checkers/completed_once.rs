@@ -32,6 +32,16 @@ pub fn check(history: &History) -> Vec<Violation> {
     violations
 }
 
+/// Histories that it must reject; see `super::story`.
+#[cfg(test)]
+pub(super) const BAD: &[&str] = &[
+    "w settled 1 #5 done accepted\nv settled 1 #9 done accepted",
+    "w settled 1 #5 done accepted\nw settled 1 #6 done accepted",
+    "w settled 1 #5 done accepted\nc last 1 COMPLETED #9 by=v#9",
+    "c read 1 COMPLETED #5 by=w#5\nc last 1 COMPLETED #9 by=v#9",
+    "w settled 1 #5 done accepted\nv settled 1 #5 done accepted",
+];
+
 #[cfg(test)]
 mod tests {
     use super::super::judge;
@@ -39,11 +49,7 @@ mod tests {
 
     #[test]
     fn double_completions_are_found() {
-        let two_fences = "w settled 1 #5 done accepted\nv settled 1 #9 done accepted";
-        assert_eq!(judge(check, two_fences), ["completed by v#9 and w#5"]);
-        assert_eq!(judge(check, "w settled 1 #5 done accepted\nw settled 1 #6 done accepted").len(), 1);
-        assert_eq!(judge(check, "w settled 1 #5 done accepted\nc last 1 COMPLETED #9 by=v#9").len(), 1);
-        assert_eq!(judge(check, "c read 1 COMPLETED #5 by=w#5\nc last 1 COMPLETED #9 by=v#9").len(), 1);
+        assert_eq!(judge(check, super::BAD[0]), ["completed by v#9 and w#5"]);
     }
 
     #[test]

@@ -20,6 +20,16 @@ pub fn check(history: &History) -> Vec<Violation> {
     violations
 }
 
+/// Histories that it must reject; see `super::story`.
+#[cfg(test)]
+pub(super) const BAD: &[&str] = &[
+    "c submit 1\nc ok 1\nc last 1 LEASED",
+    "c submit 1\nc ok 1\nc last 1 READY",
+    "c submit 1\nc ok 1\nc last 1 DELAYED",
+    "c submit 1\nc unknown 1\nc submit 1\nc duplicate 1\nc last 1 LEASED",
+    "c submit 1\nc ok 1\nc submit 2\nc ok 2\nc last 1 COMPLETED\nc last 2 READY",
+];
+
 #[cfg(test)]
 mod tests {
     use super::super::judge;
@@ -27,7 +37,7 @@ mod tests {
 
     #[test]
     fn what_hangs_is_found() {
-        assert_eq!(judge(check, "c submit 1\nc ok 1\nc last 1 LEASED"), ["is LEASED"]);
+        assert_eq!(judge(check, super::BAD[0]), ["is LEASED"]);
         assert!(judge(check, "c submit 1\nc ok 1\nc read 1 LEASED\nc last 1 DEAD").is_empty());
         assert!(judge(check, "c submit 1\nc unknown 1\nc last 1 READY").is_empty());
     }

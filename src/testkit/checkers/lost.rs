@@ -32,23 +32,26 @@ pub fn check(history: &History) -> Vec<Violation> {
     violations
 }
 
+/// Histories that it must reject; see `super::story`.
+#[cfg(test)]
+pub(super) const BAD: &[&str] = &[
+    "c submit 1\nc ok 1\nc last 1 NONE",
+    "c submit 1\nc duplicate 1\nc read 1 NONE\nc last 1 READY",
+    "c submit 1\nc ok 1\nc read 1 READY",
+    "c submit 1\nc ok 1\nc read 1 COMPLETED\nc last 1 NONE",
+    "c submit 1\nc unknown 1\nc submit 1\nc ok 1\nc last 1 NONE",
+    "c submit 1\nc ok 1\nr read 1 NONE asked=2500000\nc last 1 READY",
+];
+
 #[cfg(test)]
 mod tests {
     use super::super::judge;
     use super::check;
 
     #[test]
-    fn losses_are_found() {
-        assert_eq!(judge(check, "c submit 1\nc ok 1\nc last 1 NONE").len(), 1);
-        assert_eq!(judge(check, "c submit 1\nc duplicate 1\nc read 1 NONE\nc last 1 READY").len(), 1);
-        assert_eq!(judge(check, "c submit 1\nc ok 1\nc read 1 READY").len(), 1, "nobody looked at the end");
-    }
-
-    #[test]
     fn a_read_asked_before_the_confirm_may_not_find_it() {
         let story = "c submit 1\nc ok 1\nr read 1 NONE asked=1500000\nc last 1 READY";
         assert!(judge(check, story).is_empty());
-        assert_eq!(judge(check, &story.replace("1500000", "2500000")).len(), 1);
     }
 
     #[test]

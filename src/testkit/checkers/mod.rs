@@ -11,6 +11,7 @@ pub mod completed_once;
 pub mod fences_grow;
 pub mod finished;
 pub mod invented;
+pub mod linearizable;
 pub mod lost;
 pub mod one_end;
 pub mod redelivery;
@@ -46,6 +47,7 @@ pub const ALWAYS: &[Checker] = &[
     one_end::check,
     redelivery::check,
     blame::check,
+    linearizable::check,
 ];
 
 /// What every history must hold.
@@ -164,6 +166,31 @@ fn judge(checker: Checker, text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every checker, with what it must reject.
+    const ALL: &[(Checker, &[&str])] = &[
+        (lost::check, lost::BAD),
+        (invented::check, invented::BAD),
+        (completed_once::check, completed_once::BAD),
+        (accepted_fence::check, accepted_fence::BAD),
+        (fences_grow::check, fences_grow::BAD),
+        (one_end::check, one_end::BAD),
+        (redelivery::check, redelivery::BAD),
+        (blame::check, blame::BAD),
+        (linearizable::check, linearizable::BAD),
+        (finished::check, finished::BAD),
+    ];
+
+    #[test]
+    fn every_checker_rejects_five_bad_histories_at_least() {
+        assert_eq!(ALL.len(), ALWAYS.len() + 1);
+        for (checker, bad) in ALL {
+            assert!(bad.len() >= 5, "{bad:?}");
+            for text in *bad {
+                assert!(!checker(&story(text)).is_empty(), "this was accepted:\n{text}");
+            }
+        }
+    }
 
     #[test]
     fn a_good_history_is_accepted_by_all() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::checkers::{Violation, accepted_fence, completed_once, invented, lost};
+use super::super::checkers::{Violation, accepted_fence, completed_once, invented, linearizable, lost};
 use super::super::history::{Answer, Event, History};
 use super::faults::Landed;
 
@@ -30,6 +30,9 @@ pub struct Report {
     pub invented: u64,
     pub completed_twice: u64,
     pub stale_accepted: u64,
+    /// Packages of which it was not found out whether they are linearizable: no pass.
+    #[serde(default)]
+    pub undecided: u64,
     /// How often each kind landed.
     pub faults: BTreeMap<String, u64>,
     /// The longest time without a confirm that began while such a fault was there.
@@ -65,15 +68,21 @@ impl Report {
         }
         let mut violations = broken;
         violations.extend(found.iter().map(ToString::to_string));
+        let undecided = linearizable::undecided(left.history);
         Self {
             seed: left.seed,
-            verdict: if violations.is_empty() { Verdict::Pass } else { Verdict::Fail },
+            verdict: match (violations.is_empty(), undecided) {
+                (false, _) => Verdict::Fail,
+                (true, 0) => Verdict::Pass,
+                (true, _) => Verdict::Inconclusive,
+            },
             operations: records.iter().filter(|record| asks(&record.event)).count() as u64,
             confirmed: left.history.confirmed().len() as u64,
             lost: of(lost::INVARIANT),
             invented: of(invented::INVARIANT),
             completed_twice: of(completed_once::INVARIANT),
             stale_accepted: of(accepted_fence::INVARIANT),
+            undecided,
             faults,
             longest_gap_ms: gaps(left),
             violations,
