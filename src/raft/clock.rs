@@ -177,7 +177,7 @@ mod tests {
         let env = Env { clock: hands.clone(), ..Env::real() };
         let peers = Peers::new(1, Member::default(), home(1, 1), 1, env);
         let members = [1, 2, 3].map(|node| (node, Member::default()));
-        peers.set_members(members.iter().map(|(node, member)| (*node, member, true)));
+        peers.set_members(1, members.iter().map(|(node, member)| (*node, member, true)));
         (Arc::new(peers), hands)
     }
 

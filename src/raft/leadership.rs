@@ -149,7 +149,8 @@ impl Leadership {
     fn note_members(&self, view: &RaftServerMetrics<TypeConfig>) {
         let membership = view.membership_config.membership();
         let voters: Vec<_> = membership.voter_ids().collect();
-        self.peers.set_members(membership.nodes().map(|(node, member)| (*node, member, voters.contains(node))));
+        let at = view.membership_config.log_id().as_ref().map_or(0, |log_id| log_id.index);
+        self.peers.set_members(at, membership.nodes().map(|(node, member)| (*node, member, voters.contains(node))));
     }
 
     fn note_leader(&self, view: &RaftServerMetrics<TypeConfig>, won: Option<u64>, known: &mut Known) {

@@ -68,6 +68,8 @@ pub struct Peers {
     room: AtomicU32,
     cluster_id: Mutex<Bytes>,
     table: Mutex<BTreeMap<NodeId, Peer>>,
+    /// Log index of the membership that the table follows.
+    members_at: AtomicU64,
     /// Why this node takes no part yet, and what to do about it.
     waiting: Mutex<Option<String>>,
     apart: AtomicBool,
@@ -90,6 +92,7 @@ impl Peers {
             room: AtomicU32::new(0),
             cluster_id: Mutex::new(cluster_id),
             table: Mutex::default(),
+            members_at: AtomicU64::new(0),
             waiting: Mutex::default(),
             apart: AtomicBool::new(false),
             mistaken: AtomicU64::new(0),
@@ -206,10 +209,11 @@ impl Peers {
         }
     }
 
-    /// The membership in force. What was heard of a node does not count for another one that has its
-    /// number now.
-    pub fn set_members<'a>(&self, members: impl Iterator<Item = (NodeId, &'a Member, bool)>) {
+    /// The membership in force, of this log index. What was heard of a node does not count for another one
+    /// that has its number now.
+    pub fn set_members<'a>(&self, at: u64, members: impl Iterator<Item = (NodeId, &'a Member, bool)>) {
         let mut table = self.table.lock();
+        self.members_at.store(at, Ordering::Relaxed);
         let mut before = BTreeMap::new();
         for (node, peer) in table.iter_mut() {
             before.insert(*node, peer.member.take());
@@ -279,11 +283,23 @@ impl Peers {
             from_incarnation: self.own.incarnation,
             to_node: to,
             to_incarnation: incarnation,
+            known_at: self.known_at(),
         }
+    }
+
+    /// Log index of the membership that knows this node by what it is; 0: none does.
+    fn known_at(&self) -> u64 {
+        let table = self.table.lock();
+        let knows = |member: &Member| member.incarnation == self.own.incarnation;
+        let known = table.get(&self.node).and_then(|own| own.member.as_ref()).is_some_and(knows);
+        if known { self.members_at.load(Ordering::Relaxed) } else { 0 }
     }
 
     /// Checks who is meant and who speaks; answers with the sender. A node that belongs to no
     /// cluster yet adopts that of a sender who knows its incarnation.
+    ///
+    /// A sender that a later membership knows as it is was replaced while this node was behind: it may lead, and
+    /// be the one from whom that membership comes. A wiped node has no such membership.
     pub fn check(&self, envelope: Option<pb::Envelope>) -> Result<NodeId, Status> {
         let envelope = envelope.ok_or_else(|| Status::invalid_argument("no envelope"))?;
         let me = self.node;
@@ -300,6 +316,7 @@ impl Peers {
         let known = self.member(envelope.from_node);
         if let Some(known) = known
             && known.incarnation != envelope.from_incarnation
+            && envelope.known_at <= self.members_at.load(Ordering::Relaxed)
         {
             return Err(Status::failed_precondition(rejoin(
                 envelope.from_node,
@@ -384,6 +401,7 @@ mod tests {
             from_incarnation: 22,
             to_node: 1,
             to_incarnation: 11,
+            known_at: 0,
         }
     }
 
@@ -399,16 +417,33 @@ mod tests {
             assert_eq!(peers.check(Some(bad)).unwrap_err().code(), tonic::Code::FailedPrecondition);
         }
         let members = [(2, Member { incarnation: 22, ..Member::default() })];
-        peers.set_members(members.iter().map(|(node, member)| (*node, member, true)));
-        let wiped = pb::Envelope { from_incarnation: 23, ..from_two() };
-        assert!(peers.check(Some(wiped)).unwrap_err().message().contains("wharf cluster replace 2"));
+        peers.set_members(7, members.iter().map(|(node, member)| (*node, member, true)));
+        for known_at in [0, 3, 7] {
+            let wiped = pb::Envelope { from_incarnation: 23, known_at, ..from_two() };
+            assert!(peers.check(Some(wiped)).unwrap_err().message().contains("wharf cluster replace 2"));
+        }
+        let replaced = pb::Envelope { from_incarnation: 23, known_at: 8, ..from_two() };
+        assert_eq!(peers.check(Some(replaced)).unwrap(), 2, "this node is behind");
         assert_eq!(peers.check(Some(from_two())).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_node_tells_which_membership_knows_it_as_it_is() {
+        let peers = peers();
+        let own = |incarnation| [(1, Member { incarnation, ..Member::default() })];
+        let tells = |members: &[(NodeId, Member)]| {
+            peers.set_members(9, members.iter().map(|(node, member)| (*node, member, true)));
+            peers.envelope(2, 22).known_at
+        };
+        assert_eq!(tells(&own(11)), 9);
+        assert_eq!(tells(&own(10)), 0, "it was wiped, and replays an old membership");
+        assert_eq!(tells(&[]), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_answered_lately_is_reachable() {
         let peers = peers();
-        peers.set_members([(1, &Member::default(), true), (2, &Member::default(), true)].into_iter());
+        peers.set_members(1, [(1, &Member::default(), true), (2, &Member::default(), true)].into_iter());
         let reachable = || peers.members().iter().map(|peer| peer.reachable).collect::<Vec<_>>();
         assert_eq!(reachable(), [true, false], "itself, and nobody else yet");
         peers.heard(2, 0, None);

@@ -1,5 +1,5 @@
-//! `wharf chaos`, as anybody runs it: real processes on hosts of their own, three mixtures of faults of half a minute
-//! each. What this machine or user cannot do is told; in CI that is a failure.
+//! `wharf chaos`, as anybody runs it: real processes on hosts of their own, four mixtures of faults of half a minute
+//! or less. What this machine or user cannot do is told; in CI that is a failure.
 
 use std::path::Path;
 use std::process::Command;
@@ -69,9 +69,15 @@ fn five_nodes_are_cut_apart_in_every_way() {
 }
 
 #[test]
-fn disks_clocks_and_memory_fail_beside_crashes() {
+fn power_disks_clocks_and_memory_fail() {
     let _turn = TURN.lock();
-    judge(chaos(&["--for", "30s", "--only", "full_disk,syncs_fail,clock_step,memory,kill,single,transfer"]));
+    judge(chaos(&["--for", "30s", "--only", "power_loss,full_disk,syncs_fail,clock_step,memory,kill,transfer"]));
+}
+
+#[test]
+fn a_damaged_node_goes_on_or_is_replaced() {
+    let _turn = TURN.lock();
+    judge(chaos(&["--for", "20s", "--only", "damage,transfer,worker_kill"]));
 }
 
 #[test]

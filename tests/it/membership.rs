@@ -140,7 +140,7 @@ async fn one_three_five_three_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wiped_node_replaced_by_one_command_under_load() {
+async fn wiped_nodes_replaced_by_one_command_each_under_load() {
     let mut scene = Scene::new().await;
     scene.queue(QUEUE, QueueSettings::default()).await;
     let (production, workers) = load(&scene);
@@ -165,6 +165,15 @@ async fn wiped_node_replaced_by_one_command_under_load() {
     assert_eq!(roles, 3, "{members}");
     // Given again it does nothing.
     wharf(&addrs, &args).await.ok();
+    production.wait_confirmed(100, SOON).await.unwrap();
+
+    // It leads, and another follows it from the first entry on, which knows it as it was before.
+    scene.client.transfer_leadership(wiped).await.unwrap();
+    let next = scene.cluster.ids().into_iter().find(|node| *node != wiped).unwrap();
+    scene.cluster.wipe(next).await.unwrap();
+    scene.cluster.spawn(next).unwrap();
+    let peer = scene.cluster.peer_addr(next).unwrap().to_owned();
+    wharf(&addrs, &["cluster", "replace", &next.to_string(), "--peer", &peer]).await.ok();
     production.wait_confirmed(100, SOON).await.unwrap();
 
     // Only with the one that came back is there a quorum now.

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::super::history::{Fault, Recorder};
 use super::faults::node_name;
+use super::mutations;
 use crate::cli::local;
 use crate::client::Client;
 use crate::types::NodeId;
@@ -24,6 +25,11 @@ const UP_WITHIN: Duration = Duration::from_secs(3);
 const ANSWERS_WITHIN: Duration = Duration::from_millis(300);
 /// How long one more node is a voter.
 const STAYS: Duration = Duration::from_secs(2);
+
+/// A damaged node goes on or says what to do within this.
+const DECIDES_WITHIN: Duration = Duration::from_secs(30);
+/// One that was replaced has its place within this.
+const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 
 pub type Nodes = Arc<Mutex<local::Cluster>>;
 
@@ -105,4 +111,83 @@ where
             Err(_) => sleep(TRY_AGAIN).await,
         }
     }
+}
+
+/// What a node that will not go on with its directory must tell, one of these.
+const INSTRUCTIONS: [&str; 5] = [
+    "empty its data directory",
+    "put the identity file back",
+    "wharf cluster replace",
+    "upgrade this node",
+    "check data directory and node number",
+];
+
+/// A node's stored bytes are changed while it is down. Then it goes on and catches up, or it says what to do and gets
+/// its place anew. Answers which.
+pub async fn damage(client: Client, nodes: Nodes, recorder: Recorder, id: NodeId, seed: u64) -> anyhow::Result<String> {
+    let (done, addr, log) = {
+        let mut nodes = nodes.lock().await;
+        recorder.fault(&node_name(id), Fault::Killed);
+        nodes.kill(id).await?;
+        let node = nodes.node(id)?;
+        let (data, addr, log) = (node.data_dir().to_owned(), node.client_addr.clone(), node.log_file());
+        (mutations::mutate(&data, seed)?, addr, log)
+    };
+    let said_before = std::fs::metadata(&log)?.len() as usize;
+    start(&nodes, &recorder, id).await?;
+    let applied = client.status().await.map_or(0, |status| status.applied_index);
+    let deadline = Instant::now() + DECIDES_WITHIN;
+    loop {
+        let log = std::fs::read(&log)?;
+        let said = String::from_utf8_lossy(&log[said_before.min(log.len())..]).into_owned();
+        let told = INSTRUCTIONS.iter().find(|told| said.contains(*told));
+        let runs = nodes.lock().await.node(id)?.runs();
+        let status = client.status_of(&addr, ANSWERS_WITHIN).await;
+        if status.is_ok_and(|status| status.leader != 0 && status.applied_index >= applied) {
+            return Ok(format!("{done}: harmless"));
+        }
+        if let Some(told) = told {
+            replace(&client, &nodes, &recorder, id).await.with_context(|| format!("{done}: replacing it"))?;
+            return Ok(format!("{done}: it said \"{told}\", and was replaced"));
+        }
+        anyhow::ensure!(runs, "{done}: it ended without saying what to do:\n{said}");
+        anyhow::ensure!(Instant::now() < deadline, "{done}: it neither went on nor said what to do:\n{said}");
+        sleep(TRY_AGAIN).await;
+    }
+}
+
+/// Gives a node its place anew, as the documentation says: an empty directory, and one command.
+async fn replace(client: &Client, nodes: &Nodes, recorder: &Recorder, id: NodeId) -> anyhow::Result<()> {
+    let (program, addrs, peer, addr) = {
+        let mut nodes = nodes.lock().await;
+        if nodes.node(id)?.runs() {
+            nodes.kill(id).await?;
+        }
+        nodes.wipe(id)?;
+        let (program, addrs) = (nodes.program().to_owned(), nodes.addrs());
+        let node = nodes.node(id)?;
+        (program, addrs, node.peer_addr.clone(), node.client_addr.clone())
+    };
+    start(nodes, recorder, id).await?;
+    let until = Instant::now() + REPLACED_WITHIN;
+    again_until(until, || async {
+        let mut command = tokio::process::Command::new(&program);
+        command.args(["cluster", "replace", &id.to_string(), "--peer", &peer, "--addr", &addrs]);
+        let output = command.output().await?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    })
+    .await?;
+    again_until(until, || async {
+        let status = client.status_of(&addr, ANSWERS_WITHIN).await?;
+        anyhow::ensure!(status.leader != 0, "it knows no leader");
+        Ok(())
+    })
+    .await
+}
+
+async fn start(nodes: &Nodes, recorder: &Recorder, id: NodeId) -> anyhow::Result<()> {
+    nodes.lock().await.restart(id)?;
+    recorder.fault(&node_name(id), Fault::Healed);
+    Ok(())
 }

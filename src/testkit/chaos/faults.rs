@@ -53,6 +53,7 @@ pub struct Tried {
 /// What a fault that is there does.
 enum Hold {
     Down(Vec<NodeId>),
+    Dark(Vec<NodeId>),
     Frozen(NodeId),
     Worker(u64),
     FrozenWorker(u64),
@@ -70,6 +71,8 @@ enum Hold {
         before: u64,
     },
     Errand(JoinHandle<anyhow::Result<String>>),
+    /// The same; meanwhile the node may end by itself, and is left alone.
+    Damage(NodeId, JoinHandle<anyhow::Result<String>>),
     /// It came, and there is nothing to take back.
     Done(String),
 }
@@ -83,7 +86,7 @@ struct Active {
 impl Active {
     fn over(&self, now: Instant) -> bool {
         match &self.hold {
-            Hold::Errand(errand) => errand.is_finished(),
+            Hold::Errand(errand) | Hold::Damage(_, errand) => errand.is_finished(),
             _ => self.until <= now,
         }
     }
@@ -191,7 +194,7 @@ impl Faults {
     /// Ends everything, and waits for what the operator was told to do.
     pub async fn heal(&mut self) -> anyhow::Result<()> {
         self.next = self.plan.faults.len();
-        self.end_those(|active| !matches!(active.hold, Hold::Errand(_))).await?;
+        self.end_those(|active| !matches!(active.hold, Hold::Errand(_) | Hold::Damage(..))).await?;
         let deadline = Instant::now() + DONE_WITHIN;
         while !(self.active.is_empty() && self.restarts.is_empty()) && Instant::now() < deadline {
             self.supervise().await?;
@@ -200,6 +203,11 @@ impl Faults {
             sleep(LOOK_EVERY).await;
         }
         for late in self.active.drain(..) {
+            if let Hold::Errand(errand) | Hold::Damage(_, errand) = late.hold {
+                errand.abort();
+                // It holds the nodes until it is gone.
+                let _ = errand.await;
+            }
             self.broken
                 .push(format!("{} was not done within {DONE_WITHIN:?} after all was healed", late.tried.kind.name()));
         }
@@ -215,6 +223,9 @@ impl Faults {
             }
             match self.end(hold).await {
                 Ok(evidence) => tried.evidence = evidence.or(tried.evidence),
+                Err(error) if tried.kind == Kind::Damage => {
+                    self.broken.push(format!("{} was damaged: {error:#}", tried.whom));
+                }
                 Err(error) => tried.whom += &format!(": {error:#}"),
             }
             tried.until_us = self.crew.recorder.now_us();
@@ -230,13 +241,17 @@ impl Faults {
         let nodes = || crew.nodes.clone();
         // Those that hit no node in particular.
         match fault.kind {
-            Kind::KillAll => {
+            Kind::KillAll | Kind::PowerLoss => {
                 let up: Vec<NodeId> = running(&*crew.nodes.lock().await, count);
+                anyhow::ensure!(!up.is_empty(), "no node ran");
+                let dark = fault.kind == Kind::PowerLoss;
+                if dark {
+                    crew.ground.cut_power(&up)?;
+                }
                 for node in &up {
                     crew.kill(*node).await?;
                 }
-                anyhow::ensure!(!up.is_empty(), "no node ran");
-                return Ok((format!("nodes {up:?}"), Hold::Down(up)));
+                return Ok((format!("nodes {up:?}"), if dark { Hold::Dark(up) } else { Hold::Down(up) }));
             }
             Kind::WorkerKill | Kind::WorkerFreeze => {
                 return Ok((format!("worker {}", fault.worker), self.hit_worker(fault).await?));
@@ -295,6 +310,13 @@ impl Faults {
                 crew.ground.limit_memory(node, pid, Some(bytes))?;
                 Hold::Memory { node, bytes, before }
             }
+            Kind::Damage => {
+                let damaged = self.active.iter().any(|active| matches!(active.hold, Hold::Damage(..)));
+                anyhow::ensure!(!damaged, "a node is damaged already");
+                let work =
+                    errands::damage(crew.client.clone(), nodes(), crew.recorder.clone(), node, fault.measure as u64);
+                Hold::Damage(node, tokio::spawn(work))
+            }
             Kind::Snapshot => {
                 let addr = crew.nodes.lock().await.node(node)?.client_addr.clone();
                 errand(errands::snapshot(crew.client.clone(), addr, until))
@@ -328,6 +350,13 @@ impl Faults {
                 }
                 Some("SIGKILL".into())
             }
+            Hold::Dark(nodes) => {
+                crew.ground.restore_power(&nodes)?;
+                for node in nodes {
+                    crew.start(node).await?;
+                }
+                Some("EXT4_IOC_SHUTDOWN".into())
+            }
             Hold::Frozen(node) => {
                 // An error: it was killed meanwhile.
                 let _ = crew.nodes.lock().await.thaw(node);
@@ -360,7 +389,7 @@ impl Faults {
                 let wanted = crew.ground.limit_memory(node, None, None)?.saturating_sub(before);
                 (wanted > 0).then(|| format!("wanted more {wanted} times"))
             }
-            Hold::Errand(errand) => Some(errand.await??),
+            Hold::Errand(errand) | Hold::Damage(_, errand) => Some(errand.await??),
             Hold::Done(evidence) => Some(evidence),
         })
     }
@@ -372,6 +401,9 @@ impl Faults {
         for (node, status, tail) in ended {
             // It goes for good.
             if node == self.crew.spare && tail.contains("was removed from the cluster") {
+                continue;
+            }
+            if self.active.iter().any(|active| matches!(active.hold, Hold::Damage(hit, _) if hit == node)) {
                 continue;
             }
             match self.active.iter_mut().find(|active| active.may_end(node)) {
@@ -462,7 +494,7 @@ impl Active {
     /// That it hits this very node.
     fn hits(&self, node: NodeId) -> bool {
         match &self.hold {
-            Hold::Down(nodes) => nodes.contains(&node),
+            Hold::Down(nodes) | Hold::Dark(nodes) => nodes.contains(&node),
             Hold::Frozen(hit) | Hold::FullDisk(hit) | Hold::SyncsFail(hit) => *hit == node,
             Hold::Memory { node: hit, .. } => *hit == node,
             _ => false,

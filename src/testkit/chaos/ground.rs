@@ -15,6 +15,7 @@ use anyhow::Context;
 
 use super::links::Inbound;
 use super::plan::Kind;
+use super::power;
 use crate::cli::local::Host;
 use crate::storage::disk::failing;
 use crate::types::NodeId;
@@ -104,9 +105,12 @@ impl Ground {
             None => ground.lack(&[Kind::FullDisk], "needs a mount namespace: run as root, or allow user namespaces"),
             Some(who) => {
                 if let Err(error) = ground.lay_disks(who == "root") {
-                    ground.lack(&[Kind::FullDisk], &format!("{error:#}"));
+                    ground.lack(&[Kind::FullDisk, Kind::PowerLoss], &format!("{error:#}"));
                 }
             }
+        }
+        if inside.as_deref() != Some("root") {
+            ground.lack(&[Kind::PowerLoss], "needs loop devices: run as root");
         }
         if ground.faketime.is_none() {
             ground.lack(&[Kind::ClockStep], "needs libfaketime (Debian's package libfaketime)");
@@ -230,9 +234,33 @@ impl Ground {
         Ok(())
     }
 
+    /// The power of these nodes' disks fails: nothing more gets there, and what no sync had put there is lost.
+    pub fn cut_power(&self, nodes: &[NodeId]) -> anyhow::Result<()> {
+        for node in nodes {
+            power::cut(self.disk_of(*node)?)?;
+        }
+        Ok(())
+    }
+
+    /// The power is back; nobody may have a file open.
+    pub fn restore_power(&self, nodes: &[NodeId]) -> anyhow::Result<()> {
+        for node in nodes {
+            let disk = self.disk_of(*node)?;
+            let image = disk.with_extension("img");
+            let [image, disk] = [&image, disk].map(|path| path.to_str().unwrap_or_default());
+            run("umount", &[disk])?;
+            run("mount", &["-o", "loop", image, disk])?;
+        }
+        Ok(())
+    }
+
+    fn disk_of(&self, node: NodeId) -> anyhow::Result<&PathBuf> {
+        self.disks.get(&node).context("the node has no file system of its own")
+    }
+
     /// Takes all room on the node's file system; answers how many bytes are left.
     pub fn fill(&self, node: NodeId) -> anyhow::Result<u64> {
-        let disk = self.disks.get(&node).context("the node has no file system of its own")?;
+        let disk = self.disk_of(node)?;
         let ballast = std::fs::File::create(disk.join("ballast"))?;
         let free = || rustix::fs::statvfs(disk).map(|stat| stat.f_bavail * stat.f_frsize);
         // What the node writes meanwhile may make one try too large.
@@ -258,8 +286,12 @@ impl Ground {
 
     /// Gives the room back.
     pub fn empty(&self, node: NodeId) -> anyhow::Result<()> {
-        let disk = self.disks.get(&node).context("the node has no file system of its own")?;
-        Ok(std::fs::remove_file(disk.join("ballast"))?)
+        let disk = self.disk_of(node)?;
+        match std::fs::remove_file(disk.join("ballast")) {
+            // It was lost with the power.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => Ok(removed?),
+        }
     }
 
     /// While it is there, the node's syncs fail.

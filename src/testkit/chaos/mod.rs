@@ -14,5 +14,7 @@ pub mod faults;
 pub mod ground;
 pub mod judge;
 pub mod links;
+pub mod mutations;
 pub mod plan;
+pub mod power;
 pub mod run;

@@ -59,6 +59,8 @@ pub enum Kind {
     Loss,
     /// Connections to a node are reset
     Reset,
+    /// The power of all nodes fails: what no sync had put on their disks is lost
+    PowerLoss,
     /// A node's disk has no room left
     FullDisk,
     /// A node's syncs fail with EIO
@@ -77,6 +79,8 @@ pub enum Kind {
     WorkerKill,
     /// A worker's process gets SIGSTOP, later SIGCONT
     WorkerFreeze,
+    /// A node's stored bytes are changed while it is down; only if asked for, and beside no other harm to nodes
+    Damage,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +97,9 @@ pub struct Fault {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 22] = {
+    /// What a cluster must stand together. Damage to one node is stood only while the others are whole: what it forgot,
+    /// they alone remember.
+    pub const ALL: [Kind; 23] = {
         use Kind::*;
         [
             Kill,
@@ -109,6 +115,7 @@ impl Kind {
             OneWay,
             Loss,
             Reset,
+            PowerLoss,
             FullDisk,
             SyncsFail,
             ClockStep,
@@ -121,6 +128,8 @@ impl Kind {
         ]
     };
 
+    /// What comes if nobody names kinds: all that a cluster must stand together. Damage to one node is stood only while
+    /// the others are whole: what it forgot, they alone remember.
     /// As reports have it.
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
@@ -134,7 +143,9 @@ impl Kind {
             Kind::Memory => dice.ms(1_000, 3_000),
             Kind::WorkerFreeze => dice.ms(300, 6_000),
             // These end by themselves; it is how long they may take.
-            Kind::Transfer | Kind::Snapshot | Kind::Members | Kind::RollingRestart => Duration::from_secs(8),
+            Kind::Transfer | Kind::Snapshot | Kind::Members | Kind::RollingRestart | Kind::Damage => {
+                Duration::from_secs(8)
+            }
             _ => dice.ms(300, 3_000),
         }
     }
@@ -147,13 +158,14 @@ impl Kind {
             Kind::Loss => 5 + dice.below(45) as i64,
             Kind::ClockStep => [HOUR_MS, -HOUR_MS, YEAR_MS, 1_500, -1_500][dice.below(5) as usize],
             Kind::Memory => 8 + dice.below(16) as i64,
+            Kind::Damage => dice.below(1 << 32) as i64,
             _ => 0,
         }
     }
 }
 
 /// Before the first fault.
-const CALM: Duration = Duration::from_secs(2);
+const CALM: Duration = Duration::from_secs(1);
 /// Between the beginnings of two faults.
 const EVERY_MS: (u64, u64) = (400, 2_400);
 /// After the last one's beginning.
@@ -220,7 +232,7 @@ mod tests {
     #[test]
     fn names_are_those_of_the_command_line() {
         use clap::ValueEnum;
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().chain([Kind::Damage]) {
             assert_eq!(Kind::from_str(&kind.name(), false), Ok(kind));
         }
     }

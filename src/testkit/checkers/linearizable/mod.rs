@@ -75,7 +75,8 @@ impl Model for Package {
 
     fn step(&self, state: &State, op: &Op) -> Vec<State> {
         let next = match (op, state) {
-            (Op::Submit(Some(true) | None), State::Absent) => Some(State::Open { fence: 0, over: true }),
+            // One that was there already may be its own: the SDK tries a call again.
+            (Op::Submit(_), State::Absent) => Some(State::Open { fence: 0, over: true }),
             (Op::Submit(Some(false) | None), State::Open { .. } | State::Ended { .. }) => Some(state.clone()),
             (Op::Lease { fence }, State::Open { .. }) if may_hold(state, *fence) => {
                 Some(State::Open { fence: *fence, over: false })
@@ -200,8 +201,8 @@ pub(super) const BAD: &[&str] = &[
     "c submit 1\nc unknown 1\nc read 1 READY\nc read 1 NONE",
     // New twice.
     "c submit 1\nc ok 1\nd submit 1\nd ok 1",
-    // A duplicate of nothing.
-    "c submit 1\nc duplicate 1",
+    // The same after a duplicate.
+    "c submit 1\nc duplicate 1\nc read 1 READY\nc read 1 NONE",
     // A completion that nobody made.
     "c submit 1\nc ok 1\nw deliver 1 #5 attempt=1\nc read 1 COMPLETED #5",
     // A stale read after an accepted completion.
