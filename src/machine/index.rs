@@ -9,6 +9,7 @@ use super::tables::ids::{Ids, hash_id};
 use super::tables::ordered::Ordered;
 use super::tables::ready::{Head, Ready};
 use super::view::Profile;
+use crate::types::mutant::{self, Mutant};
 use crate::types::{Fence, QueueName, State as Phase, Ticks, Wall};
 
 pub type ClassNo = u32;
@@ -498,7 +499,7 @@ impl Index {
         let has_credit = is_attached(state, session)
             && !session.draining
             && !session.silent
-            && used < session.max_in_flight
+            && (used < session.max_in_flight || mutant::is(Mutant::CreditWithoutEnd))
             && hold.bytes < session.max_in_flight_bytes;
         let place = has_credit.then(|| Place {
             share: ((u64::from(used) << 16) / u64::from(session.max_in_flight)) as u32,

@@ -9,6 +9,7 @@ use super::index::is_attached;
 use super::life::Blame;
 use super::state::{QueueNo, Session, SessionNo, Settlement, Slot};
 use super::{Machine, Reject, Result};
+use crate::types::mutant::{self, Mutant};
 use crate::types::{Cause, Epoch, Fence, State as Phase, Ticks};
 
 /// What a settlement found.
@@ -184,9 +185,13 @@ impl Machine {
         }
         if let Some(slot) = self.find(number, id) {
             let package = self.state.packages.at(slot);
-            return if package.phase == Phase::Leased && package.fence == fence {
+            return if package.phase == Phase::Leased && (package.fence == fence || mutant::is(Mutant::AcceptAnyFence)) {
                 Ok(Standing::Current(slot))
-            } else if package.settled == fence && package.settlement == how && fence.0 != 0 {
+            } else if package.settled == fence
+                && package.settlement == how
+                && fence.0 != 0
+                && !mutant::is(Mutant::ForgetSettlement)
+            {
                 Ok(Standing::Answered)
             } else if package.phase.is_finished() {
                 Err(Reject::AlreadyFinished { state: package.phase })

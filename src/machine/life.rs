@@ -9,6 +9,7 @@ use super::state::{NONE, Package, QueueNo, Settlement, Slot, Tombstone};
 use super::tables::ids::{hash_id, wide_hash_id};
 use super::view::{BodyOptions, FailureView, PackageBody, Profile};
 use super::{Machine, command};
+use crate::types::mutant::{self, Mutant};
 use crate::types::{Cause, Epoch, Fence, QueueName, State as Phase, Ticks, Wall, limits};
 
 /// What a failed lease tells.
@@ -51,10 +52,13 @@ impl Machine {
     /// A new package, checked before. Scheduled, ready, or expired on arrival.
     pub(super) fn insert(&mut self, queue: QueueNo, body: PackageBody, content_hash: u64) -> Slot {
         let revision = self.state.bump();
-        let seq = self.state.next_seq;
+        let seq = if mutant::is(Mutant::NewestFirst) { u64::MAX - self.state.next_seq } else { self.state.next_seq };
         self.state.next_seq += 1;
-        let phase =
-            if body.not_before().is_some_and(|due| due > self.state.wall) { Phase::Scheduled } else { Phase::Ready };
+        let phase = if body.not_before().is_some_and(|due| due > self.state.wall && !mutant::is(Mutant::DeliverEarly)) {
+            Phase::Scheduled
+        } else {
+            Phase::Ready
+        };
         let package = Package {
             level: self.level(queue, &body),
             body,
@@ -178,7 +182,7 @@ impl Machine {
         let package = self.state.packages.at(slot);
         let settings = &self.state.queues.at(package.queue).settings;
         let most = package.body.max_attempts().unwrap_or(settings.max_attempts);
-        if blame.permanent || package.attempts >= most {
+        if blame.permanent || (package.attempts >= most && !mutant::is(Mutant::NeverDie)) {
             self.die(slot, end);
             return;
         }
@@ -194,6 +198,7 @@ impl Machine {
     /// A lease that ended without anybody's fault.
     pub(super) fn return_free(&mut self, slot: Slot, cause: Cause) {
         self.state.queues.at_mut(self.state.packages.at(slot).queue).count_lease_end(cause);
+        self.state.packages.at_mut(slot).attempts += u32::from(mutant::is(Mutant::BlameTheInnocent));
         self.make_ready(slot, LeaseEnd::free(cause));
     }
 

@@ -22,6 +22,7 @@ use crate::proto::internal::{
     SnapshotEnd, SnapshotFailure, SnapshotFree, SnapshotGlobals, SnapshotPackage, SnapshotQueue, SnapshotRare,
     SnapshotRecord, SnapshotRedrive, SnapshotSession, SnapshotSweep, SnapshotTombstones,
 };
+use crate::types::mutant::{self, Mutant};
 use crate::types::{Blob, Cause, Epoch, Fence, QueueName, Revision, State as Phase, Ticks, Wall};
 
 const FORMAT: u32 = 1;
@@ -75,7 +76,7 @@ impl Frozen {
         }
         for (number, queue) in self.state.queues.iter() {
             let mut packed = Vec::new();
-            for (_, grave) in queue.tombstones.iter() {
+            for (_, grave) in queue.tombstones.iter().filter(|_| !mutant::is(Mutant::ForgetTombstones)) {
                 pack(grave, &mut packed);
                 if packed.len() == TOMBSTONES_A_RECORD * TOMBSTONE_BYTES {
                     let packed = std::mem::take(&mut packed).into();

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::machine::Change;
+use crate::types::mutant::{self, Mutant};
 use crate::types::{QueueName, Revision, limits};
 
 /// The changes of one batch.
@@ -101,6 +102,9 @@ impl Changes {
 
     /// Takes the changes of a batch, after which the state is at `revision`. Never waits.
     pub fn append(&self, mut changes: Vec<Change>, revision: Revision) {
+        if mutant::is(Mutant::SkipChange) {
+            changes.pop();
+        }
         let told = !changes.is_empty();
         // What is kept long must not keep much room that nobody uses.
         if changes.capacity() > changes.len() + changes.len() / 4 {

@@ -29,6 +29,7 @@ use super::{Fatal, SkipEntry};
 use crate::machine::command::{Batch, Op};
 use crate::machine::{Applied, Broken, Effect, Frozen, Machine, Meta};
 use crate::storage::snapshots::{Snapshot as Kept, Snapshots};
+use crate::types::mutant::{self, Mutant};
 use crate::types::{NodeId, Revision, limits};
 
 /// The machine and what stands around it; shared with the handle and the tasks.
@@ -87,7 +88,11 @@ impl State {
             self.machine.write().skip(meta);
             return Ok(GroupReply::default());
         }
-        let batch = Batch::decode(bytes.clone()).map_err(|error| Broken::Invariant(format!("undecodable: {error}")))?;
+        let decoded = Batch::decode(bytes.clone());
+        let mut batch = decoded.map_err(|error| Broken::Invariant(format!("undecodable: {error}")))?;
+        if mutant::is(Mutant::ClockInApply) {
+            batch.ticks += self.node;
+        }
         let started = Instant::now();
         let (applied, revision) = naming(meta.index, bytes, || {
             let mut machine = self.machine.write();

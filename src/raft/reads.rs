@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::handle::{ProposeError, Standing};
 use super::peer_server::Raft;
 use crate::types::limits;
+use crate::types::mutant::{self, Mutant};
 
 type Answer = oneshot::Sender<Result<(), ProposeError>>;
 
@@ -58,6 +59,10 @@ fn not_leading(standing: &watch::Receiver<Standing>) -> Result<(), ProposeError>
 async fn run(raft: Raft, mut asked: mpsc::Receiver<Answer>, standing: watch::Receiver<Standing>) {
     let mut round = Vec::new();
     while asked.recv_many(&mut round, limits::MAX_BARRIERS_WAITING).await > 0 {
+        if mutant::is(Mutant::StaleRead) {
+            round.drain(..).for_each(|answer| drop(answer.send(not_leading(&standing))));
+            continue;
+        }
         let result = match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
             Ok(_) => Ok(()),
             // Leads no more, or cannot know: either way this node has no read point to give.

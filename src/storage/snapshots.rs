@@ -26,6 +26,7 @@ use super::disk::{Disk, File, read_full};
 use super::error::Error;
 use super::log::LogId;
 use crate::types::limits;
+use crate::types::mutant::{self, Mutant};
 
 const MAGIC: &[u8; 8] = b"WHARFSNP";
 const FORMAT: u32 = 1;
@@ -177,7 +178,9 @@ struct Temporary {
 impl Temporary {
     /// Syncs, names and registers the file.
     fn publish(mut self) -> io::Result<Snapshot> {
-        self.file.sync()?;
+        if !mutant::is(Mutant::PublishUnsynced) {
+            self.file.sync()?;
+        }
         let mut snapshot = Snapshot::open(&*self.inner.disk, self.path.clone())?;
         let last = snapshot.meta.last.unwrap_or(LogId { term: 0, index: 0 });
         let name = format!("{:020}-{:020}{SUFFIX}", last.index, last.term);

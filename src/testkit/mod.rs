@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod checkers;
 pub mod cluster;
 pub mod history;
+pub mod mutants;
 pub mod proxy;
 pub mod sim;
 pub mod verbs;

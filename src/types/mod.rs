@@ -6,6 +6,7 @@
 pub mod blob;
 pub mod ids;
 pub mod limits;
+pub mod mutant;
 pub mod name;
 pub mod package_id;
 pub mod state;

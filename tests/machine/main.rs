@@ -18,6 +18,7 @@ mod fixtures;
 mod follower;
 mod limits;
 mod model;
+mod mutants;
 mod random;
 mod render;
 mod scripts;

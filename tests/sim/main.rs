@@ -3,6 +3,7 @@
 //! A failure prints its seed; `WHARF_SEED=… cargo test --release --test sim` runs it again.
 
 mod elsewhere;
+mod mutants;
 mod node;
 mod raft;
 mod seeds;

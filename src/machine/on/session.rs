@@ -9,6 +9,7 @@ use crate::machine::index::ClassKey;
 use crate::machine::lease::Standing;
 use crate::machine::state::{QueueNo, Session, SessionNo, Settlement, Slot};
 use crate::machine::{Machine, Meta, Reject, Reply, Result};
+use crate::types::mutant::{self, Mutant};
 use crate::types::{Cause, Epoch, Fence, limits};
 
 impl Machine {
@@ -152,7 +153,8 @@ impl Machine {
     /// again, what it forgot goes back free, what it keeps gets at least half a lease.
     fn reconcile(&mut self, number: SessionNo, op: &OpenSession) {
         let received = self.state.sessions.at(number).received;
-        let mut held: Vec<u64> = op.held.iter().map(|lease| lease.fence).collect();
+        let held = op.held.iter().filter(|_| !mutant::is(Mutant::ForgetHeld));
+        let mut held: Vec<u64> = held.map(|lease| lease.fence).collect();
         held.sort_unstable();
         let leases: Vec<(Fence, Slot)> =
             self.index.held(number).leases.iter().map(|(fence, slot)| (*fence, *slot)).collect();
@@ -208,7 +210,7 @@ impl Machine {
         let (session, epoch) = self.address(number);
         for queue in self.state.sessions.at(number).queues.clone() {
             let sealed = self.state.queues.at(queue).sealed;
-            if sealed && self.index.line(queue).live() == 0 {
+            if sealed && (self.index.line(queue).live() == 0 || mutant::is(Mutant::EndOfWorkEarly)) {
                 let queue = self.state.queues.at(queue).name.clone();
                 self.now.effects.push(Effect::EndOfWork { session: session.clone(), epoch, queue });
             }
@@ -296,6 +298,6 @@ fn introduce(session: &mut Session, key: ClassKey, meta: Meta, op: &OpenSession)
     session.attached = meta.index;
     session.detached = None;
     session.silent = false;
-    session.withheld = 0;
+    session.withheld = if mutant::is(Mutant::LoseCredit) && session.epoch.0 > 1 { session.max_in_flight } else { 0 };
     session.received = session.received.max(Fence(op.received_fence));
 }

@@ -9,6 +9,7 @@ use crate::machine::lease::Standing;
 use crate::machine::life::Blame;
 use crate::machine::state::{SessionNo, Settlement, Slot};
 use crate::machine::{Machine, Reject, Reply, Result};
+use crate::types::mutant::{self, Mutant};
 use crate::types::{Blob, Cause, Fence, State as Phase, limits};
 
 impl Machine {
@@ -56,7 +57,7 @@ impl Machine {
         let package = self.state.packages.at(slot);
         let after = package.bytes();
         let line = self.index.line_mut(package.queue);
-        line.bytes = line.bytes - before + after;
+        line.bytes = if mutant::is(Mutant::KeepBytes) { line.bytes } else { line.bytes - before + after };
         self.index.bytes = self.index.bytes - before + after;
     }
 

@@ -9,6 +9,7 @@ use crate::machine::settings::Settings;
 use crate::machine::state::{OVERHEAD_BYTES, QueueNo};
 use crate::machine::view::{PackageBody, Profile};
 use crate::machine::{Machine, Reject, Reply, Result};
+use crate::types::mutant::{self, Mutant};
 use crate::types::{QueueName, limits};
 
 /// What an atomic submit would take so far.
@@ -136,6 +137,9 @@ impl Machine {
                 return Err(not_found());
             }
             // A repeat is answered as the first time, whatever the queue's state is now.
+            if mutant::is(Mutant::ForgetDuplicates) {
+                return Ok(Verdict::Take(name, Some(number)));
+            }
             if let Some(slot) = self.find(number, &new.id) {
                 return repeated(new, self.state.packages.at(slot).content_hash);
             }
@@ -147,7 +151,9 @@ impl Machine {
             return repeated(new, *content_hash);
         }
         match number.map(|number| self.state.queues.at(number)) {
-            Some(queue) if queue.sealed => return Err(Reject::QueueSealed { queue: name.to_string() }),
+            Some(queue) if queue.sealed && !mutant::is(Mutant::AcceptIntoSealed) => {
+                return Err(Reject::QueueSealed { queue: name.to_string() });
+            }
             Some(queue) => self.check_limits(number, &queue.settings, place, new, &name, planned)?,
             None if !self.state.cluster.auto_create_queues => return Err(not_found()),
             None => {

@@ -17,6 +17,7 @@ use super::segment::Segment;
 use super::shared::{Op, Shared};
 use crate::storage::log::{Done, LogId};
 use crate::types::limits;
+use crate::types::mutant::{self, Mutant};
 
 /// What a step found to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,8 +155,10 @@ impl Writer {
                 done.take()
             }
             Op::Vote(vote, done) => {
-                self.encoder.vote(*vote);
-                self.state.vote = Some(*vote);
+                if !mutant::is(Mutant::ForgetVote) {
+                    self.encoder.vote(*vote);
+                    self.state.vote = Some(*vote);
+                }
                 done.take()
             }
             Op::Committed(committed) => {
@@ -180,6 +183,10 @@ impl Writer {
             Op::Barrier(done) => done.take(),
         };
         self.backlog.pop_front();
+        if mutant::is(Mutant::AckBeforeSync) {
+            done.into_iter().for_each(|done| done(Ok(())));
+            return;
+        }
         self.batch.done.extend(done);
     }
 
@@ -191,7 +198,9 @@ impl Writer {
             let bytes = self.encoder.finish_page(self.offset, self.active.capacity);
             self.active.file.write_at(bytes, self.offset)?;
             let before = Instant::now();
-            self.active.file.sync()?;
+            if !mutant::is(Mutant::SkipSync) {
+                self.active.file.sync()?;
+            }
             self.shared.stats.flushed(len, before.elapsed());
             self.offset += len as u64;
             self.house.reached(self.offset, self.active.capacity);

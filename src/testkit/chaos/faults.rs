@@ -16,13 +16,16 @@ use super::super::workload::{WorkerProcess, WorkerSpec};
 use super::errands::{self, Nodes};
 use super::ground::Ground;
 use super::links::{self, Inbound, Links};
-use super::plan::{Fault, Kind, Plan};
+use super::plan::{Fault, Kind, Plan, Planned};
 use crate::cli::local;
 use crate::client::Client;
 use crate::types::NodeId;
 
 /// Who leads is looked for so long.
 const LEADER_WITHIN: Duration = Duration::from_millis(300);
+/// A fault whose time has come waits so long for those that are in its way, and then lasts so long at least.
+const WAITS_FOR: Duration = Duration::from_secs(8);
+const LASTS_AT_LEAST: Duration = Duration::from_millis(300);
 /// A node whose process ended by itself is started again after this, as a service manager would.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
 /// What a fault did to a process may be seen so much later than the fault was taken back.
@@ -133,6 +136,8 @@ impl Crew {
 pub struct Faults {
     plan: Plan,
     next: usize,
+    /// Those that could not begin yet.
+    waiting: Vec<Planned>,
     crew: Crew,
     active: Vec<Active>,
     heard: Links,
@@ -151,6 +156,7 @@ impl Faults {
         Self {
             plan,
             next: 0,
+            waiting: Vec::new(),
             crew,
             active: Vec::new(),
             heard: Links::new(),
@@ -177,13 +183,19 @@ impl Faults {
     pub async fn turn(&mut self, began: Instant) -> anyhow::Result<()> {
         let now = Instant::now();
         self.end_those(|active| active.over(now)).await?;
-        while let Some(planned) = self.plan.faults.get(self.next).filter(|planned| began + planned.at <= now).cloned() {
+        let mut due = std::mem::take(&mut self.waiting);
+        while let Some(planned) = self.plan.faults.get(self.next).filter(|planned| began + planned.at <= now) {
+            due.push(planned.clone());
             self.next += 1;
-            let until = began + planned.until;
+        }
+        for planned in due {
+            let until = (began + planned.until).max(now + LASTS_AT_LEAST);
             let from_us = self.crew.recorder.now_us();
             let tried = |whom| Tried { kind: planned.fault.kind, whom, from_us, until_us: from_us, evidence: None };
             match self.begin(&planned.fault, until).await {
                 Ok((whom, hold)) => self.active.push(Active { until, tried: tried(whom), hold }),
+                // Other faults are in its way: later, perhaps.
+                Err(_) if now < began + planned.at + WAITS_FOR => self.waiting.push(planned),
                 Err(error) => self.tried.push(tried(format!("nobody: {error:#}"))),
             }
             self.relink()?;
@@ -194,6 +206,7 @@ impl Faults {
     /// Ends everything, and waits for what the operator was told to do.
     pub async fn heal(&mut self) -> anyhow::Result<()> {
         self.next = self.plan.faults.len();
+        self.waiting.clear();
         self.end_those(|active| !matches!(active.hold, Hold::Errand(_) | Hold::Damage(..))).await?;
         let deadline = Instant::now() + DONE_WITHIN;
         while !(self.active.is_empty() && self.restarts.is_empty()) && Instant::now() < deadline {

@@ -150,6 +150,12 @@ impl Kind {
         }
     }
 
+    /// Followers have nothing to say to each other, and clients nothing to followers.
+    fn target(self, dice: &mut Dice, nodes: u64) -> Target {
+        let drawn = dice.target(nodes);
+        if matches!(self, Kind::Pair | Kind::Clients) { Target::Leader } else { drawn }
+    }
+
     fn measure(self, dice: &mut Dice) -> i64 {
         const HOUR_MS: i64 = 3_600_000;
         const YEAR_MS: i64 = 365 * 24 * HOUR_MS;
@@ -157,7 +163,7 @@ impl Kind {
             Kind::OneWay => i64::from(dice.coin()),
             Kind::Loss => 5 + dice.below(45) as i64,
             Kind::ClockStep => [HOUR_MS, -HOUR_MS, YEAR_MS, 1_500, -1_500][dice.below(5) as usize],
-            Kind::Memory => 8 + dice.below(16) as i64,
+            Kind::Memory => 6 + dice.below(8) as i64,
             Kind::Damage => dice.below(1 << 32) as i64,
             _ => 0,
         }
@@ -194,7 +200,7 @@ impl Plan {
             let until = (at + kind.lasts(&mut dice)).min(suffer);
             let fault = Fault {
                 kind,
-                target: dice.target(nodes),
+                target: kind.target(&mut dice, nodes),
                 other: Target::Node(1 + dice.below(nodes)),
                 worker: 1 + dice.below(workers),
                 measure: kind.measure(&mut dice),

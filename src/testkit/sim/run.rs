@@ -31,6 +31,10 @@ const LIVE_WITHIN: Duration = Duration::from_secs(60);
 const RESTART_AFTER: Duration = Duration::from_millis(500);
 /// Between two reads of a package that may be there.
 const READ_EVERY: Duration = Duration::from_millis(25);
+/// A read is given up after this.
+const READ_WITHIN: Duration = Duration::from_secs(1);
+/// Of the newest packages so many are read more often.
+const NEW: u64 = 60;
 /// Real time after which a run makes no progress any more: something goes round and round without ever waiting.
 const HANGS_AFTER: Duration = Duration::from_secs(300);
 /// Members are changed from here on; a change that was refused is tried again after.
@@ -220,7 +224,7 @@ async fn produce(plan: Plan, history: PathBuf, told: Told) -> anyhow::Result<()>
     let streams = Producer::new(QUEUE, RATES.0).start(client.clone(), streaming.clone());
     let calls = Producer { pipelined: false, mixed_priorities: true, ..Producer::new(QUEUE, RATES.1) };
     let calls = calls.start(client.clone(), calling);
-    let reads = tokio::spawn(look(plan.seed, client.clone(), streaming.named("reading")));
+    let reads = tokio::spawn(look(plan.clone(), streaming.named("reading")));
     sleep_until(heal_at).await;
     let (streams, calls) = tokio::join!(streams.stop(), calls.stop());
     reads.abort();
@@ -267,15 +271,23 @@ async fn reorganize(plan: Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads packages that may be there, one after the other.
-async fn look(seed: u64, client: Client, recorder: Recorder) {
-    let (mut dice, began) = (Dice::new(seed ^ 0x7ead), Instant::now());
+/// Reads packages that may be there, one after the other, by every node in turn: who leads no more must not answer.
+async fn look(plan: Plan, recorder: Recorder) -> anyhow::Result<()> {
+    let one = |node| {
+        let env = world::env(mix(plan.seed ^ 0x7ead ^ node));
+        Client::builder(&client_addr(node)).env(env).follow_leader(false).timeout(READ_WITHIN).build()
+    };
+    let clients = (1..=plan.nodes).map(one).collect::<Result<Vec<_>, _>>()?;
+    let (mut dice, began) = (Dice::new(plan.seed ^ 0x7ead), Instant::now());
     loop {
         sleep(READ_EVERY).await;
         let made = began.elapsed().as_millis() as u64 * u64::from(RATES.0) / 1_000;
-        let key = Key::new(QUEUE, format!("streaming-{:06}", dice.below(made)));
+        // Most of what is new is still on its way.
+        let number = if dice.coin() { dice.below(made) } else { made.saturating_sub(dice.below(NEW)) };
+        let key = Key::new(QUEUE, format!("streaming-{number:06}"));
+        let (client, recorder) = (clients[dice.below(plan.nodes) as usize].clone(), recorder.clone());
         // What cannot be read now tells nothing.
-        let _ = read_all(&client, &recorder, [key], false).await;
+        tokio::spawn(async move { drop(read_all(&client, &recorder, [key], false).await) });
     }
 }
 
