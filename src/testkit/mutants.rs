@@ -73,6 +73,8 @@ pub fn of(layer: Layer) -> impl Iterator<Item = &'static Planted> {
 
 /// Runs `command` in a process that has the mutant; what it prints goes nowhere.
 pub fn run(mut command: Command, mutant: Mutant) -> std::io::Result<ExitStatus> {
+    // A mutant's answers must never become golden ones.
+    command.env_remove("UPDATE_GOLDENFILES");
     command.env(VARIABLE, name(mutant)).stdout(Stdio::null()).stderr(Stdio::null()).status()
 }
 

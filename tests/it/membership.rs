@@ -173,7 +173,11 @@ async fn wiped_nodes_replaced_by_one_command_each_under_load() {
     scene.cluster.wipe(next).await.unwrap();
     scene.cluster.spawn(next).unwrap();
     let peer = scene.cluster.peer_addr(next).unwrap().to_owned();
-    wharf(&addrs, &["cluster", "replace", &next.to_string(), "--peer", &peer]).await.ok();
+    let command = format!("wharf cluster replace {next} --peer {peer}");
+    let told = || async { scene.cluster.log(next).unwrap().contains(&command).then_some(()) };
+    wait::until("the refusal of the next wiped node", SOON, told).await.unwrap();
+    let args: Vec<&str> = command.split(' ').skip(1).collect();
+    wharf(&addrs, &args).await.ok();
     production.wait_confirmed(100, SOON).await.unwrap();
 
     // Only with the one that came back is there a quorum now.

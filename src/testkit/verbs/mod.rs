@@ -1,6 +1,7 @@
 //! What `wharf` can do beside, when it is built with the feature `testkit`.
 
 mod chaos;
+mod prove;
 mod sim;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use crate::cli::{self, exit::Exit};
 enum Verb {
     Sim(sim::Sim),
     Chaos(chaos::Chaos),
+    Prove(prove::Prove),
 }
 
 /// Reads the arguments, as `wharf::cli` does, and these verbs besides.
@@ -26,6 +28,7 @@ pub fn main() -> ExitCode {
     let done = match Verb::from_arg_matches(&matches) {
         Ok(Verb::Sim(sim)) => sim.run(),
         Ok(Verb::Chaos(chaos)) => chaos.run(),
+        Ok(Verb::Prove(prove)) => prove.run(),
         Err(_) => return cli::obey(&matches),
     };
     match done {
